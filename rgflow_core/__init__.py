@@ -1,0 +1,21 @@
+"""RG-Flow: a hierarchical normalizing flow, its priors, data and analysis."""
+
+from rgflow_core import msds
+from rgflow_core.checkpoints import load, load_published, save_published
+from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
+from rgflow_core.model import PictureModel
+from rgflow_core.priors import Prior
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LEAN",
+    "PictureModel",
+    "Prior",
+    "RGFlow",
+    "RGFlowConfig",
+    "load",
+    "load_published",
+    "msds",
+    "save_published",
+]

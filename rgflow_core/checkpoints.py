@@ -1,0 +1,273 @@
+"""Weights on disk: our ``.safetensors``, our training checkpoints, and both published layouts.
+
+Nothing here executes code from a file: pickles are read with ``weights_only=True``.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rgflow_core.errors import UserError
+from rgflow_core.files import replacing
+from rgflow_core.flow import RGFlow, RGFlowConfig
+from rgflow_core.priors import Prior
+
+# Names inside one coupling layer; everything else is numbered alike in both layouts.
+_LAYOUTS = {
+    "authors": {
+        "network": "layers.{i}.{net}_layers.{k}",
+        "alpha": "scale",
+        "gain": "scale.scale",
+        "masks": ("layers.{i}.mask_left", "layers.{i}.mask_right"),
+        "wrap": "flow",
+    },
+    "igf23": {
+        "network": "layers.{i}.network.{net}_nets.{k}",
+        "alpha": "alpha",
+        "gain": "scale",
+        "masks": ("layers.{i}.network.mask", "layers.{i}.network.comask"),
+        "wrap": "model",
+    },
+}
+_PARITY = {"authors": "even", "igf23": "odd"}
+
+
+class Loaded(NamedTuple):
+    """What :func:`load` gives; ``prior`` is ``None`` where the file does not say."""
+
+    flow: RGFlow
+    prior: Prior | None
+    metadata: dict
+
+
+def read_pickle(path: str | Path) -> dict:
+    """Read a ``torch.save`` file without executing code; :class:`UserError` if it is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types, by where the damage is
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a readable checkpoint (damaged or unsafe): {reason}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint dictionary")
+    return content
+
+
+def _published_state(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
+    """The bare state dict of a published checkpoint and the name of its layout."""
+    for layout, names in _LAYOUTS.items():
+        state = content.get(names["wrap"], content)
+        if not isinstance(state, dict):
+            continue
+        state = {str(k).removeprefix("module.net."): v for k, v in state.items()}
+        if names["network"].format(i=0, net="s", k=0) + ".res_blocks.0.1.weight_v" in state:
+            return state, layout
+    raise UserError(f"{path}: in neither published layout (authors, igf23)")
+
+
+def _count(state: dict, pattern: str) -> int:
+    """How many consecutive numbers from 0 appear where ``pattern`` has its group."""
+    regex = re.compile(pattern)
+    found = {int(match[1]) for key in state if (match := regex.match(key))}
+    return next(i for i in range(len(found) + 1) if i not in found)
+
+
+def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
+    names = _LAYOUTS[layout]
+    n_levels = _count(state, r"layers\.(\d+)\.") // 2
+    channels, kernel, _ = state[names["masks"][0].format(i=0)].shape
+    sizes = {"coupling_layers": [], "res_blocks": [], "hidden": [], "mlp_depth": []}
+    for level in range(n_levels):
+        network = re.escape(names["network"]).replace(r"\{i\}", str(2 * level))
+        network = network.replace(r"\{net\}", "s")
+        first = network.replace(r"\{k\}", "0")
+        sizes["coupling_layers"].append(_count(state, network.replace(r"\{k\}", r"(\d+)")))
+        sizes["res_blocks"].append(_count(state, first + r"\.res_blocks\.(\d+)"))
+        linears = _count(state, first + r"\.res_blocks\.0\.(\d+)") // 2
+        sizes["mlp_depth"].append(linears - 1)
+        first_linear = names["network"].format(i=2 * level, net="s", k=0) + ".res_blocks.0.1"
+        sizes["hidden"].append(state[first_linear + ".weight_v"].shape[0])
+    return RGFlowConfig(
+        image_size=kernel * 2 ** (n_levels - 1),
+        channels=channels,
+        kernel=kernel,
+        **{name: tuple(values) for name, values in sizes.items()},
+        first_parity=_PARITY[layout],
+    )
+
+
+def _published_names(flow: RGFlow, layout: str) -> dict[str, str]:
+    """Our parameter name -> the published one, for all parameters of a flow."""
+    names, table = _LAYOUTS[layout], {}
+    for level, sizes in enumerate(zip(*_sizes(flow.config), strict=True)):
+        couplings, res_blocks, mlp_depth = sizes
+        for i, block in ((2 * level, "decimator"), (2 * level + 1, "disentangler")):
+            for k in range(couplings):
+                for net in "st":
+                    ours = f"levels.{level}.{block}.couplings.{k}.subnet.{net}"
+                    theirs = names["network"].format(i=i, net=net, k=k)
+                    table[f"{ours}.gain"] = f"{theirs}.{names['gain']}"
+                    for r in range(res_blocks):
+                        for j in range(mlp_depth + 1):
+                            there = f"{theirs}.res_blocks.{r}"
+                            alpha = f"{there}.{2 * j}.{names['alpha']}"
+                            table[f"{ours}.alphas.{r}.{j}"] = alpha
+                            for part in ("bias", "weight_g", "weight_v"):
+                                linear = f"{there}.{2 * j + 1}.{part}"
+                                table[f"{ours}.linears.{r}.{j}.{part}"] = linear
+    return table
+
+
+def _sizes(config: RGFlowConfig) -> tuple[tuple[int, ...], ...]:
+    return config.coupling_layers, config.res_blocks, config.mlp_depth
+
+
+def load_published(path: str | Path) -> RGFlow:
+    """Read a checkpoint of either published code; its structure is inferred from the file.
+
+    Args:
+        path: a file in the authors' or IGF23's layout, with or without its optimiser.
+
+    Returns:
+        The flow alone, in the dtype of the file. The prior is the caller's to choose.
+
+    Raises:
+        UserError: if the file is missing, damaged, in neither layout, or inconsistent.
+    """
+    path = Path(path)
+    return _flow_from_published(read_pickle(path), path)
+
+
+def _flow_from_published(content: dict, path: Path) -> RGFlow:
+    state, layout = _published_state(content, path)
+    try:
+        flow = RGFlow(_published_config(state, layout))
+        table = _published_names(flow, layout)
+        ours = {name: state.pop(theirs) for name, theirs in table.items()}
+        dtype = next(iter(ours.values())).dtype
+        flow.to(dtype).load_state_dict(ours)
+    except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged or not an RG-Flow of layout {layout}: {reason}") from None
+    known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
+    unknown = [key for key in state if not known.match(key)]
+    if unknown:
+        raise UserError(f"{path}: {len(unknown)} entries fit no RG-Flow, first {unknown[0]!r}")
+    return flow
+
+
+def save_published(
+    flow: RGFlow, path: str | Path, layout: str, prior: Prior | None = None
+) -> None:
+    """Write a flow for one of the published codes; the inverse of :func:`load_published`.
+
+    Args:
+        flow: a flow with published subnets in the layout's parity and the code's order.
+        path: file to write.
+        layout: "authors" or "igf23".
+        prior: its scale is a buffer of the authors' layout; by default the Laplace prior's.
+
+    Raises:
+        UserError: if the layout is unknown or cannot hold this flow.
+    """
+    if layout not in _LAYOUTS:
+        raise UserError(f"layout must be one of {tuple(_LAYOUTS)}, not {layout!r}")
+    config, needed = flow.config, ("published", "code", _PARITY[layout])
+    if (config.subnet, config.order, config.first_parity) != needed:
+        raise UserError(
+            f"layout {layout} needs subnet, order, first_parity = {needed}, not "
+            f"{(config.subnet, config.order, config.first_parity)}"
+        )
+    ours = flow.state_dict()
+    state = {theirs: ours[name] for name, theirs in _published_names(flow, layout).items()}
+    like = next(flow.parameters())
+    edge = torch.arange(config.kernel)
+    odd = ((edge[:, None] + edge) % 2).to(like).repeat(config.channels, 1, 1)
+    # Either code calls "mask" what conditions the first half-step.
+    masks = (odd, 1 - odd) if _PARITY[layout] == "odd" else (1 - odd, odd)
+    for i in range(2 * config.levels):
+        for name, mask in zip(_LAYOUTS[layout]["masks"], masks, strict=True):
+            state[name.format(i=i)] = mask
+    if layout == "authors":
+        state["prior.scale"] = like.new_tensor((prior or Prior()).scale)
+        content = {"flow": state}
+    else:
+        content = {"epoch": 0, "model": state, "optim": {}}
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None:
+    """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
+    from safetensors.torch import save_file
+
+    header = {
+        "format": "rgflow_core",
+        "config": json.dumps(flow.config.to_dict()),
+        "prior": json.dumps(vars(prior)),
+        "provenance": json.dumps(provenance),
+    }
+    tensors = {name: value.detach().cpu() for name, value in flow.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def _load_safetensors(path: Path) -> Loaded:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file (damaged?): {error}") from None
+    if header.get("format") != "rgflow_core":
+        raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
+    config, prior, provenance = (
+        json.loads(header[name]) for name in ("config", "prior", "provenance")
+    )
+    return Loaded(_build(config, state, path), Prior(**prior), provenance)
+
+
+def _build(config: dict, state: dict[str, Tensor], path: Path) -> RGFlow:
+    try:
+        flow = RGFlow(RGFlowConfig(**config))
+        flow.to(next(iter(state.values())).dtype).load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError, StopIteration) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: its weights do not fit its config: {reason}") from None
+    bad = [name for name, value in state.items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
+    return flow
+
+
+def load(path: str | Path) -> Loaded:
+    """Read a flow from any file this project knows.
+
+    Args:
+        path: our ``.safetensors``, a training checkpoint ``rgflow_epNNN.pth``, or a checkpoint
+            in either published layout.
+
+    Returns:
+        flow, prior (``None`` for a published checkpoint) and metadata.
+
+    Raises:
+        UserError: says what is wrong with the file.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; give the path of a checkpoint")
+        return _load_safetensors(path)
+    content = read_pickle(path)
+    if "config" in content:
+        metadata = {name: content[name] for name in ("epoch", "step", "settings")}
+        return Loaded(_build(content["config"], content["model"], path), Prior(**content["prior"]), metadata)
+    return Loaded(_flow_from_published(content, path), None, {"source": str(path)})

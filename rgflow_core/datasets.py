@@ -1,0 +1,302 @@
+"""Data sets as arrays of bytes: drawn or decoded once, cached, verified whenever loaded.
+
+To add a set of your own, write a :class:`Source` (what it needs on disk, and a function that
+gives one split as uint8 (N, 32, 32, C)) and put it into ``SOURCES``: the command line, caching and
+verification follow.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rgflow_core import msds
+from rgflow_core.errors import UserError
+from rgflow_core.files import make_folder, read_json, replacing, sha256, write_json
+
+SPLITS = ("train", "val", "test")
+SIZE = 32
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One split in memory.
+
+    Attributes:
+        images: uint8 (N, C, 32, 32).
+        labels: float64 (N, 4, 4, 6) for MSDS, else ``None``.
+        fingerprint: SHA-256 of the images' bytes.
+    """
+
+    images: Tensor
+    labels: np.ndarray | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a data set is made.
+
+    Attributes:
+        make: (split, root, workers, progress) -> {"images": uint8 (N, 32, 32, C), ...}.
+        parameters: (root) -> what the bytes depend on; a cache with others is made again.
+        channels: colours of a pixel.
+        flip: whether a mirrored picture is as likely as the picture itself.
+        cache: folder of the cache below root.
+    """
+
+    make: Callable[[str, Path, int, bool], dict[str, np.ndarray]]
+    parameters: Callable[[Path], dict]
+    cache: str
+    channels: int = 3
+    flip: bool = True
+
+
+def _progress(items: Iterable, total: int, what: str, show: bool) -> Iterable:
+    return tqdm(items, total=total, desc=what, unit="image", leave=False, disable=not show)
+
+
+def _gather(jobs: Iterable[Callable[[], np.ndarray]], workers: int, out: np.ndarray) -> None:
+    """Run jobs on threads and put their results one after another into ``out``."""
+    jobs, start, pending = iter(jobs), 0, []
+    with ThreadPoolExecutor(workers) as pool:
+        while pending or start < len(out):
+            # A bounded queue bounds memory.
+            pending += [pool.submit(job) for job in islice(jobs, 2 * workers - len(pending))]
+            part = pending.pop(0).result()
+            out[start : start + len(part)] = part
+            start += len(part)
+
+
+def _make_msds(name: str, split: str, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    n, shard = msds.SPLITS[split], 1000
+    labels = msds.labels(name, split, 0, n)
+    images = np.empty((n, SIZE, SIZE, 3), np.uint8)
+    starts = _progress(range(0, n, shard), n // shard, f"drawing {name} {split} x {shard}", progress)
+    jobs = (lambda i=i: msds.render(labels[i : i + shard]) for i in starts)
+    _gather(jobs, workers, images)
+    return {"images": images, "labels": labels}
+
+
+def _msds(name: str) -> Source:
+    return Source(
+        make=lambda split, root, workers, progress: _make_msds(name, split, workers, progress),
+        parameters=lambda root: {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS},
+        cache=name,
+        flip=False,  # a mirrored ellipse sits elsewhere in its tile: another distribution
+    )
+
+
+def _decode(paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool):  # noqa: ANN202
+    """Decode pictures, centre crop (``None``: the largest square), resize to 32."""
+    from PIL import Image
+    from torchvision.transforms import functional
+
+    def one(path: Path) -> np.ndarray:
+        try:
+            with Image.open(path) as image:
+                image = image.convert("RGB")
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: cannot be read as a picture: {error}") from None
+        image = functional.center_crop(image, crop or min(image.size))
+        mode = functional.InterpolationMode(resample)
+        return np.asarray(functional.resize(image, SIZE, mode))[None]
+
+    images = np.empty((len(paths), SIZE, SIZE, 3), np.uint8)
+    bar = _progress(paths, len(paths), "decoding", progress)
+    _gather((lambda p=p: one(p) for p in bar), workers, images)
+    return {"images": images}
+
+
+CELEBA_CROPS = {"authors": "bilinear", "igf23": "bicubic"}
+"""Both crop the central 148 x 148 and resize to 32 x 32; they differ in the interpolation."""
+
+
+def _celeba(system: str) -> Source:
+    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+        folder = root / "celeba"
+        partition, pictures = folder / "list_eval_partition.txt", folder / "img_align_celeba"
+        if not partition.is_file() or not pictures.is_dir():
+            raise UserError(
+                f"CelebA is not here: put list_eval_partition.txt at {partition} and the pictures "
+                f"000001.jpg ... 202599.jpg (from img_align_celeba.zip) into {pictures}"
+            )
+        wanted = {"train": "0", "val": "1", "test": "2"}[split]
+        rows = [line.split() for line in partition.read_text().splitlines() if line.strip()]
+        paths = [pictures / name for name, number in rows if number == wanted]
+        missing = [path for path in paths if not path.is_file()]
+        if missing or not paths:
+            raise UserError(
+                f"CelebA {split} is incomplete: {len(missing)} of {len(paths)} pictures are "
+                f"missing from {pictures}" + (f", first {missing[0].name}" if missing else "")
+            )
+        return _decode(paths, 148, CELEBA_CROPS[system], workers, progress)
+
+    return Source(make, lambda root: {"crop": 148, "resize": CELEBA_CROPS[system]}, "celeba32_" + system)
+
+
+def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool) -> Source:
+    """CIFAR-10 or MNIST from torchvision's files; validation is the end of the training set."""
+
+    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+        from torchvision import datasets
+
+        try:
+            whole = getattr(datasets, name)(str(root), train=split != "test", download=False)
+        except RuntimeError as error:
+            raise UserError(f"{name} is not here: put torchvision's files at {root / where} ({error})") from None
+        images = np.asarray(whole.data)
+        if name == "MNIST":
+            images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
+        part = {"train": slice(0, -holdout), "val": slice(-holdout, None), "test": slice(None)}
+        return {"images": np.ascontiguousarray(images[part[split]])}
+
+    return Source(make, lambda root: {"holdout": holdout}, name.lower(), channels, flip)
+
+
+def _folder_paths(root: Path) -> list[Path]:
+    kinds = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+    files = (path for path in root.rglob("*") if path.suffix.lower() in kinds and path.is_file())
+    return sorted(files)
+
+
+def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    if all((root / s).is_dir() for s in SPLITS):
+        paths = _folder_paths(root / split)
+    else:
+        # Of every ten pictures in order of their names, the 9th validates and the 10th tests.
+        rest = {"train": range(8), "val": (8,), "test": (9,)}[split]
+        paths = [path for i, path in enumerate(_folder_paths(root)) if i % 10 in rest]
+    if not paths:
+        raise UserError(f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there")
+    return _decode(paths, None, "bicubic", workers, progress)
+
+
+def _folder_parameters(root: Path) -> dict:
+    names = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in _folder_paths(root))
+    return {"files": hashlib.sha256(names.encode()).hexdigest()}
+
+
+SOURCES: dict[str, Source] = {
+    "msds1": _msds("msds1"),
+    "msds2": _msds("msds2"),
+    "celeba": _celeba("igf23"),
+    "celeba_authors": _celeba("authors"),
+    "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py", 5000, 3, flip=True),
+    "mnist": _torchvision("MNIST", "MNIST/raw", 5000, 1, flip=False),
+    "folder": Source(_make_folder_set, _folder_parameters, ".rgflow32"),
+}
+
+
+def _verified(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray] | None:
+    """The cached arrays of a split; ``None``, with the reason said, if they cannot be used."""
+    manifest = folder / "manifest.json"
+    if not manifest.exists():
+        return None
+    try:
+        content = read_json(manifest)
+        if content["parameters"] != parameters:
+            print(f"{folder}: made with other parameters: making {split} again")
+            return None
+        entries = content["splits"].get(split)
+        if entries is None:
+            return None
+        for entry in entries.values():
+            if sha256(folder / entry["file"]) != entry["sha256"]:
+                raise UserError(f"{folder / entry['file']}: damaged (SHA-256 differs)")
+        return {
+            name: np.load(folder / entry["file"], mmap_mode="c") for name, entry in entries.items()
+        }
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        print(f"{error}: making {split} of {folder} again")
+        return None
+
+
+def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndarray]) -> None:
+    make_folder(folder)
+    manifest = folder / "manifest.json"
+    entries = {}
+    for name, array in arrays.items():
+        file = folder / f"{split}_{name}.npy"
+        with replacing(file) as temporary:
+            np.save(temporary, array)
+            entries[name] = {
+                "file": file.name,
+                "sha256": sha256(temporary),
+                "shape": list(array.shape),
+                "dtype": str(array.dtype),
+            }
+    splits = {}
+    if manifest.exists():
+        try:
+            old = read_json(manifest)
+            splits = old["splits"] if old["parameters"] == parameters else {}
+        except (UserError, KeyError, TypeError):
+            splits = {}
+    write_json(manifest, {"parameters": parameters, "splits": splits | {split: entries}})
+
+
+def load(
+    name: str,
+    split: str,
+    root: str | Path = "data",
+    limit: int | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> DataSet:
+    """Load one split, making and caching it first if need be.
+
+    Args:
+        name: a key of ``SOURCES``. For "folder", ``root`` is the folder of pictures itself.
+        split: "train", "val" or "test".
+        root: data folder.
+        limit: take the first so many pictures only; those of MSDS are then drawn in memory,
+            nothing is read or written.
+        workers: threads that draw or decode.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: says what is wrong or missing.
+
+    Example:
+        >>> load("msds1", "test", limit=2).images.shape
+        torch.Size([2, 3, 32, 32])
+    """
+    if name not in SOURCES:
+        raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
+    if split not in SPLITS:
+        raise UserError(f"split must be one of {SPLITS}, not {split!r}")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit must be >= 1, not {limit}")
+    root, source = Path(root), SOURCES[name]
+    if limit is not None and name in msds.SETS:
+        labels = msds.labels(name, split, 0, min(limit, msds.SPLITS[split]))
+        return _data_set({"images": msds.render(labels), "labels": labels}, None)
+    if name == "folder" and not root.is_dir():
+        raise UserError(f"{root}: no such folder of pictures; give it as the data root")
+    folder = root / source.cache
+    # Through JSON's types, as they will be read back.
+    parameters = {k: v for k, v in source.parameters(root).items()}
+    arrays = _verified(folder, split, parameters)
+    if arrays is None:
+        made = source.make(split, root, workers, progress)
+        _store(folder, split, parameters, made)
+        arrays = _verified(folder, split, parameters)
+    return _data_set(arrays, limit)
+
+
+def _data_set(arrays: dict[str, np.ndarray], limit: int | None) -> DataSet:
+    images, labels = arrays["images"][:limit], arrays.get("labels")
+    fingerprint = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    return DataSet(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        None if labels is None else labels[:limit],
+        fingerprint,
+    )

@@ -1,0 +1,115 @@
+"""Flow and prior together: a density over pictures, and a sampler of pictures."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rgflow_core import counter
+from rgflow_core.flow import RGFlow
+from rgflow_core.images import bits_per_dim, check_images, dequantise, from_logit, to_logit
+from rgflow_core.priors import Prior
+
+NOISE_STREAM, SAMPLE_STREAM = 1, 2
+
+
+class Terms(NamedTuple):
+    """The parts of log p(x), each (B,) float64; their sum is the log-density."""
+
+    prior: Tensor
+    flow: Tensor
+    logit: Tensor
+
+
+class PictureModel(nn.Module):
+    """log p(picture) and samples, pictures in and pictures out.
+
+    Args:
+        flow: the flow.
+        prior: its prior.
+
+    Example:
+        >>> from rgflow_core import LEAN, RGFlowConfig
+        >>> config = RGFlowConfig(image_size=8, coupling_layers=1, **LEAN)
+        >>> model = PictureModel(RGFlow(config), Prior("gaussian"))
+        >>> model.sample(2, seed=0).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(self, flow: RGFlow, prior: Prior) -> None:
+        super().__init__()
+        self.flow, self.prior = flow, prior
+
+    @property
+    def _like(self) -> Tensor:
+        return next(self.flow.parameters())
+
+    def noise(self, index: Tensor, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
+        """Dequantisation noise (N, C, L, L), a function of (seed, epoch, image index)."""
+        keys = counter.key(NOISE_STREAM, seed, epoch, index=index.to(self._like.device))
+        noise = counter.uniform(keys, self.flow.config.dim, self._like.dtype)
+        return noise.reshape(-1, *self.flow.config.shape)
+
+    def terms(self, y: Tensor, logit_log_det: Tensor) -> Terms:
+        """Parts of the log-density of transformed pictures y (B, C, L, L)."""
+        z, log_det = self.flow(y)
+        base = self.prior.distribution(self.flow.config, like=z).base_dist
+        log_prior = base.log_prob(z).flatten(1).sum(1, dtype=torch.float64)
+        return Terms(log_prior, log_det.double(), logit_log_det)
+
+    def log_prob(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Log-density of dequantised pictures x = (x8 + u) / 256 in [0, 1)^D.
+
+        Args:
+            images: uint8 (B, C, L, L).
+            noise: u in [0, 1), same shape; by default that of image indices 0 ... B-1.
+            seed: of the default noise.
+
+        Returns:
+            (B,) float64, in nats.
+
+        Raises:
+            ValueError: if images or noise have the wrong shape or type.
+        """
+        check_images(images, self.flow.config.shape)
+        if noise is None:
+            noise = self.noise(torch.arange(len(images)), seed)
+        if noise.shape != images.shape:
+            raise ValueError(f"noise must have the images' shape, not {tuple(noise.shape)}")
+        x = dequantise(images.to(noise.device), noise)
+        return sum(self.terms(*to_logit(x)))
+
+    def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
+        """Bits per dimension of each picture, (B,) float64; arguments of :meth:`log_prob`."""
+        return bits_per_dim(self.log_prob(images, noise, seed) / self.flow.config.dim)
+
+    def latents(
+        self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, start: int = 0
+    ) -> Tensor:
+        """Latents (n, C, L, L) drawn from the prior: numbers start ... start+n-1 of a seed.
+
+        The same for any batching; a temperature per level is given finest first.
+        """
+        index = torch.arange(start, start + n, device=self._like.device)
+        keys = counter.key(SAMPLE_STREAM, seed, index=index)
+        # Half a step from 0 and 1, where the quantile function is infinite.
+        u = counter.uniform(keys, self.flow.config.dim, torch.float64) + 2.0**-25
+        config = self.flow.config
+        prior = self.prior.distribution(config, temperature, like=u).base_dist
+        return prior.icdf(u.reshape(-1, *config.shape)).to(self._like.dtype)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
+    ) -> Tensor:
+        """Pictures in [0, 1], shape (n, C, L, L); arguments of :meth:`latents`."""
+        if n < 1:
+            raise ValueError(f"n must be >= 1, not {n}")
+        batches = [(i, min(batch, n - i)) for i in range(0, n, batch)]
+        flow = self.flow.fold()
+        pictures = [
+            from_logit(flow.inverse(self.latents(size, temperature, seed, start))[0])
+            for start, size in batches
+        ]
+        return torch.cat(pictures)
