@@ -5,6 +5,7 @@ Nothing here executes code from a file: pickles are read with ``weights_only=Tru
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,7 +54,9 @@ def read_pickle(path: str | Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types, by where the damage is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint (damaged or unsafe): {reason}") from None
+        raise UserError(
+            f"{path}: not a readable checkpoint (damaged or unsafe): {reason}"
+        ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint dictionary")
     return content
@@ -84,15 +87,16 @@ def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
     channels, kernel, _ = state[names["masks"][0].format(i=0)].shape
     sizes = {"coupling_layers": [], "res_blocks": [], "hidden": [], "mlp_depth": []}
     for level in range(n_levels):
-        network = re.escape(names["network"]).replace(r"\{i\}", str(2 * level))
-        network = network.replace(r"\{net\}", "s")
-        first = network.replace(r"\{k\}", "0")
-        sizes["coupling_layers"].append(_count(state, network.replace(r"\{k\}", r"(\d+)")))
-        sizes["res_blocks"].append(_count(state, first + r"\.res_blocks\.(\d+)"))
-        linears = _count(state, first + r"\.res_blocks\.0\.(\d+)") // 2
+        couplings = []
+        for i in (2 * level, 2 * level + 1):
+            network = re.escape(names["network"].format(i=i, net="s", k="K"))
+            couplings.append(_count(state, network.replace("K", r"(\d+)")))
+        sizes["coupling_layers"].append(tuple(couplings))
+        first = names["network"].format(i=2 * level, net="s", k=0) + ".res_blocks"
+        sizes["res_blocks"].append(_count(state, re.escape(first) + r"\.(\d+)"))
+        linears = _count(state, re.escape(first) + r"\.0\.(\d+)") // 2
         sizes["mlp_depth"].append(linears - 1)
-        first_linear = names["network"].format(i=2 * level, net="s", k=0) + ".res_blocks.0.1"
-        sizes["hidden"].append(state[first_linear + ".weight_v"].shape[0])
+        sizes["hidden"].append(state[first + ".0.1.weight_v"].shape[0])
     return RGFlowConfig(
         image_size=kernel * 2 ** (n_levels - 1),
         channels=channels,
@@ -105,27 +109,23 @@ def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
 def _published_names(flow: RGFlow, layout: str) -> dict[str, str]:
     """Our parameter name -> the published one, for all parameters of a flow."""
     names, table = _LAYOUTS[layout], {}
-    for level, sizes in enumerate(zip(*_sizes(flow.config), strict=True)):
-        couplings, res_blocks, mlp_depth = sizes
-        for i, block in ((2 * level, "decimator"), (2 * level + 1, "disentangler")):
-            for k in range(couplings):
-                for net in "st":
-                    ours = f"levels.{level}.{block}.couplings.{k}.subnet.{net}"
-                    theirs = names["network"].format(i=i, net=net, k=k)
-                    table[f"{ours}.gain"] = f"{theirs}.{names['gain']}"
-                    for r in range(res_blocks):
-                        for j in range(mlp_depth + 1):
-                            there = f"{theirs}.res_blocks.{r}"
-                            alpha = f"{there}.{2 * j}.{names['alpha']}"
-                            table[f"{ours}.alphas.{r}.{j}"] = alpha
-                            for part in ("bias", "weight_g", "weight_v"):
-                                linear = f"{there}.{2 * j + 1}.{part}"
-                                table[f"{ours}.linears.{r}.{j}.{part}"] = linear
+    config = flow.config
+    for level, pair in enumerate(config.couplings):
+        for i, block, couplings in zip(
+            (2 * level, 2 * level + 1), ("decimator", "disentangler"), pair, strict=True
+        ):
+            for k, net in product(range(couplings), "st"):
+                ours = f"levels.{level}.{block}.couplings.{k}.subnet.{net}"
+                theirs = names["network"].format(i=i, net=net, k=k)
+                table[f"{ours}.gain"] = f"{theirs}.{names['gain']}"
+                depth = config.mlp_depth[level] + 1
+                for r, j in product(range(config.res_blocks[level]), range(depth)):
+                    there = f"{theirs}.res_blocks.{r}"
+                    table[f"{ours}.alphas.{r}.{j}"] = f"{there}.{2 * j}.{names['alpha']}"
+                    for part in ("bias", "weight_g", "weight_v"):
+                        linear = f"{there}.{2 * j + 1}.{part}"
+                        table[f"{ours}.linears.{r}.{j}.{part}"] = linear
     return table
-
-
-def _sizes(config: RGFlowConfig) -> tuple[tuple[int, ...], ...]:
-    return config.coupling_layers, config.res_blocks, config.mlp_depth
 
 
 def load_published(path: str | Path) -> RGFlow:
@@ -162,9 +162,7 @@ def _flow_from_published(content: dict, path: Path) -> RGFlow:
     return flow
 
 
-def save_published(
-    flow: RGFlow, path: str | Path, layout: str, prior: Prior | None = None
-) -> None:
+def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | None = None) -> None:
     """Write a flow for one of the published codes; the inverse of :func:`load_published`.
 
     Args:
@@ -269,5 +267,7 @@ def load(path: str | Path) -> Loaded:
     content = read_pickle(path)
     if "config" in content:
         metadata = {name: content[name] for name in ("epoch", "step", "settings")}
-        return Loaded(_build(content["config"], content["model"], path), Prior(**content["prior"]), metadata)
+        return Loaded(
+            _build(content["config"], content["model"], path), Prior(**content["prior"]), metadata
+        )
     return Loaded(_flow_from_published(content, path), None, {"source": str(path)})

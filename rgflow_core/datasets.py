@@ -8,7 +8,7 @@ verification follow.
 import hashlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -79,7 +79,9 @@ def _make_msds(name: str, split: str, workers: int, progress: bool) -> dict[str,
     n, shard = msds.SPLITS[split], 1000
     labels = msds.labels(name, split, 0, n)
     images = np.empty((n, SIZE, SIZE, 3), np.uint8)
-    starts = _progress(range(0, n, shard), n // shard, f"drawing {name} {split} x {shard}", progress)
+    starts = _progress(
+        range(0, n, shard), n // shard, f"drawing {name} {split} x {shard}", progress
+    )
     jobs = (lambda i=i: msds.render(labels[i : i + shard]) for i in starts)
     _gather(jobs, workers, images)
     return {"images": images, "labels": labels}
@@ -139,7 +141,9 @@ def _celeba(system: str) -> Source:
             )
         return _decode(paths, 148, CELEBA_CROPS[system], workers, progress)
 
-    return Source(make, lambda root: {"crop": 148, "resize": CELEBA_CROPS[system]}, "celeba32_" + system)
+    return Source(
+        make, lambda root: {"crop": 148, "resize": CELEBA_CROPS[system]}, "celeba32_" + system
+    )
 
 
 def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool) -> Source:
@@ -151,7 +155,9 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
         try:
             whole = getattr(datasets, name)(str(root), train=split != "test", download=False)
         except RuntimeError as error:
-            raise UserError(f"{name} is not here: put torchvision's files at {root / where} ({error})") from None
+            raise UserError(
+                f"{name} is not here: put torchvision's files at {root / where} ({error})"
+            ) from None
         images = np.asarray(whole.data)
         if name == "MNIST":
             images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
@@ -175,7 +181,9 @@ def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> di
         rest = {"train": range(8), "val": (8,), "test": (9,)}[split]
         paths = [path for i, path in enumerate(_folder_paths(root)) if i % 10 in rest]
     if not paths:
-        raise UserError(f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there")
+        raise UserError(
+            f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there"
+        )
     return _decode(paths, None, "bicubic", workers, progress)
 
 
@@ -282,8 +290,7 @@ def load(
     if name == "folder" and not root.is_dir():
         raise UserError(f"{root}: no such folder of pictures; give it as the data root")
     folder = root / source.cache
-    # Through JSON's types, as they will be read back.
-    parameters = {k: v for k, v in source.parameters(root).items()}
+    parameters = source.parameters(root)
     arrays = _verified(folder, split, parameters)
     if arrays is None:
         made = source.make(split, root, workers, progress)

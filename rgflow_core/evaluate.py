@@ -31,7 +31,9 @@ def bits_per_dim(
         (N,) float64.
     """
     model = PictureModel(model.flow.fold(), model.prior)
-    bar = tqdm(total=len(images), desc="evaluating", unit="image", leave=False, disable=not progress)
+    bar = tqdm(
+        total=len(images), desc="evaluating", unit="image", leave=False, disable=not progress
+    )
     values = []
     with bar:
         for start in range(0, len(images), batch):

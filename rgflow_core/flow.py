@@ -8,6 +8,7 @@ multi-scale entanglement renormalization ansatz (MERA). Source: Hu et al., arXiv
 """
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,6 +30,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _as_pair(value: object) -> tuple:
+    """Coupling layers of a level's decimator and disentangler."""
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    return pair if len(pair) == 2 else (None, None)
+
+
 @dataclass(frozen=True)
 class RGFlowConfig:
     """Everything that defines the function an :class:`RGFlow` computes, but its weights.
@@ -38,7 +45,8 @@ class RGFlowConfig:
         channels: colours C of a pixel.
         kernel: block edge m, even.
         coupling_layers: coupling layers in each block, one value per level, finest first; one
-            value alone holds for all levels.
+            value alone holds for all levels. A level's value can be a pair, for its decimator
+            and its disentangler.
         res_blocks: residual blocks per network; one value, or one per level, finest first.
         hidden: width of the hidden layers; likewise.
         mlp_depth: hidden layers in a residual block; likewise.
@@ -59,7 +67,7 @@ class RGFlowConfig:
     image_size: int = 32
     channels: int = 3
     kernel: int = 4
-    coupling_layers: tuple[int, ...] | int = (4, 4, 4, 4)
+    coupling_layers: tuple[int | tuple[int, int], ...] | int = (4, 4, 4, 4)
     res_blocks: tuple[int, ...] | int = 4
     hidden: tuple[int, ...] | int = 512
     mlp_depth: tuple[int, ...] | int = 2
@@ -81,17 +89,23 @@ class RGFlowConfig:
             )
         for name in ("coupling_layers", "res_blocks", "hidden", "mlp_depth"):
             value = getattr(self, name)
-            values = tuple(value) if isinstance(value, tuple | list) else (value,)
-            if not values or not all(map(_is_count, values)):
+            one_for_all = not isinstance(value, tuple | list)
+            values = (value,) * self.levels if one_for_all else tuple(value)
+            if name == "coupling_layers":
+                values = tuple(map(_as_pair, values))
+                good = all(map(_is_count, sum(values, ())))
+            else:
+                good = all(map(_is_count, values))
+            if not good:
                 raise ValueError(f"{name} must hold whole numbers >= 1, not {value!r}")
-            if isinstance(value, tuple | list) and len(values) != self.levels:
+            if len(values) != self.levels:
                 raise ValueError(
                     f"{name} must have one value per level, finest first: {self.levels} values "
                     f"for image_size {self.image_size} and kernel {self.kernel}, not {value!r}"
                 )
-            # One value stands for all levels: both spellings are the same config.
-            full = values * (self.levels // len(values))
-            object.__setattr__(self, name, full)
+            # One spelling for each config: a number for all levels, or a pair of equal ones.
+            values = tuple(v[0] if isinstance(v, tuple) and v[0] == v[1] else v for v in values)
+            object.__setattr__(self, name, values)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
@@ -100,6 +114,11 @@ class RGFlowConfig:
     def levels(self) -> int:
         """Number n = log2(L / m) + 1 of RG levels."""
         return (self.image_size // self.kernel).bit_length()
+
+    @property
+    def couplings(self) -> tuple[tuple[int, int], ...]:
+        """Coupling layers of each level's (decimator, disentangler), finest level first."""
+        return tuple(map(_as_pair, self.coupling_layers))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -113,7 +132,7 @@ class RGFlowConfig:
 
     def to_dict(self) -> dict:
         """Plain values for JSON; ``RGFlowConfig(**d)`` takes them back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return json.loads(json.dumps(asdict(self)))
 
 
 LEAN = {"subnet": "lean", "res_blocks": 1, "hidden": 96, "mlp_depth": 2}
@@ -181,10 +200,11 @@ class BlockBijection(nn.Module):
     Args:
         config: the flow's configuration.
         level: RG level, which selects the network sizes.
+        couplings: number of coupling layers.
         offset: where the blocks start in rows and columns, 0 or m/2; they wrap around.
     """
 
-    def __init__(self, config: RGFlowConfig, level: int, offset: int) -> None:
+    def __init__(self, config: RGFlowConfig, level: int, couplings: int, offset: int) -> None:
         super().__init__()
         self.channels, self.kernel, self.offset = config.channels, config.kernel, offset
         self.odd_first = config.first_parity == "odd"
@@ -194,7 +214,7 @@ class BlockBijection(nn.Module):
             CouplingLayer(
                 SUBNETS[config.subnet](config.channels, config.kernel, *sizes, config.first_parity)
             )
-            for _ in range(config.coupling_layers[level])
+            for _ in range(couplings)
         )
 
     def _blocks(self, grid: Tensor) -> Tensor:
@@ -241,8 +261,9 @@ class Level(nn.Module):
 
     def __init__(self, config: RGFlowConfig, level: int) -> None:
         super().__init__()
-        self.decimator = BlockBijection(config, level, offset=0)
-        self.disentangler = BlockBijection(config, level, offset=config.kernel // 2)
+        decimator, disentangler = config.couplings[level]
+        self.decimator = BlockBijection(config, level, decimator, offset=0)
+        self.disentangler = BlockBijection(config, level, disentangler, offset=config.kernel // 2)
         self.order = config.order
 
     def _layers(self) -> tuple[BlockBijection, BlockBijection]:
@@ -313,9 +334,10 @@ class RGFlow(nn.Module):
             ValueError: if z does not have the configured shape.
         """
         total = z.new_zeros(len(z))
-        for _, grid, log_det in self.inverse_steps(z):
+        y = z
+        for _, y, log_det in self.inverse_steps(z):  # noqa: B007
             total = total + log_det
-        return grid, total
+        return y, total
 
     def inverse_steps(self, z: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Generation, one level at a time: yields (h, grid (B, C, l, l), log_det (B,))."""

@@ -48,7 +48,7 @@ class Prior:
     def scale(self) -> float:
         """Scale parameter at temperature 1."""
         unit_variance_laplace = self.name == "laplace" and self.convention == "unit_variance"
-        return math.sqrt(0.5) if unit_variance_laplace else 1.0
+        return 1 / math.sqrt(2) if unit_variance_laplace else 1.0
 
     def distribution(
         self,

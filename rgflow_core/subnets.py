@@ -8,6 +8,7 @@ half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029), e
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Self
 
 import torch
@@ -94,7 +95,7 @@ class ResidualMLP(nn.Module):
     def __init__(self, features: int, res_blocks: int, hidden: int, depth: int) -> None:
         super().__init__()
         widths = [features, *[hidden] * depth, features]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(pairwise(widths))
         self.linears = nn.ModuleList(
             nn.ModuleList(WeightNormLinear(i, o) for i, o in pairs) for _ in range(res_blocks)
         )
