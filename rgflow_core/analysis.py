@@ -1,0 +1,138 @@
+"""What the latents do: their statistics, their receptive fields, and pictures made from them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rgflow_core.flow import RGFlow, lattice_levels
+from rgflow_core.images import dequantise, from_logit, to_logit
+from rgflow_core.model import PictureModel
+
+
+@torch.no_grad()
+def encode(model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200) -> Tensor:
+    """Latents (N, C, L, L) of pictures uint8 (N, C, L, L), dequantised with the given seed."""
+    flow = model.flow.fold()
+    parts = []
+    for start in range(0, len(images), batch):
+        index = torch.arange(start, min(start + batch, len(images)))
+        y, _ = to_logit(
+            dequantise(images[index].to(model.noise(index[:1]).device), model.noise(index, seed))
+        )
+        parts.append(flow(y)[0])
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Kurtosis:
+    """Excess kurtosis (0 for a Gaussian, 3 for a Laplace density) with its standard error."""
+
+    value: float
+    stderr: float
+
+
+def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> Kurtosis:
+    """Pooled excess kurtosis of latents (N, ...), bootstrapped over the N pictures."""
+    flat = latents.flatten(1).double()
+    moments = torch.stack([flat.pow(k).mean(1) for k in (1, 2, 3, 4)], 1).numpy()
+
+    def kurtosis(mean: np.ndarray) -> np.ndarray:
+        m1, m2, m3, m4 = np.moveaxis(mean, -1, 0)
+        variance = m2 - m1**2
+        return (m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4) / variance**2 - 3
+
+    draws = np.random.default_rng(seed).integers(len(moments), size=(resamples, len(moments)))
+    boot = kurtosis(np.stack([moments[d].mean(0) for d in draws]))
+    return Kurtosis(float(kurtosis(moments.mean(0))), float(boot.std(ddof=1)))
+
+
+def receptive_fields(
+    model: PictureModel, level: int, latents: int, samples: int, seed: int = 0, batch: int = 128
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RF_l = E_z |dG(z)/dz_l|, colour summed, for a random part of a level's latents.
+
+    G gives the picture in [0, 1], not clipped; the derivative is forward mode and exact, the
+    mean is over latents drawn from the prior at temperature 1 (Hu et al., receptive fields).
+
+    Args:
+        model: flow and prior.
+        level: RG level, 0 the finest.
+        latents: how many latents of the level, drawn without replacement.
+        samples: Monte-Carlo samples z for each.
+        seed: of both choices.
+        batch: derivatives at a time.
+
+    Returns:
+        Maps (latents, L, L), their Monte-Carlo standard error, same shape, and the latents'
+        positions (latents, 3): channel, row, column.
+    """
+    # float64: a poorly trained flow can leave float32's range at temperature 1.
+    flow, config = model.flow.fold().double(), model.flow.config
+    here = lattice_levels(config.image_size, config.kernel) == level
+    candidates = here.expand(config.shape).nonzero()
+    generator = torch.Generator().manual_seed(seed)
+    positions = candidates[torch.randperm(len(candidates), generator=generator)[:latents]]
+    z = model.latents(samples, seed=seed).double()
+
+    def generate(z: Tensor) -> Tensor:
+        return from_logit(flow.inverse(z)[0], clip=False)
+
+    maps = []
+    for c, i, j in positions.tolist():
+        rows = []
+        for part in z.split(batch):
+            tangent = torch.zeros_like(part)
+            tangent[:, c, i, j] = 1
+            _, derivative = torch.func.jvp(generate, (part,), (tangent,))
+            rows.append(derivative.abs().sum(1))
+        maps.append(torch.cat(rows))
+    stack = torch.stack(maps)
+    return stack.mean(1), stack.std(1) / math.sqrt(samples), positions
+
+
+def centred(maps: Tensor, positions: Tensor) -> Tensor:
+    """Roll each map (n, L, L) periodically so that its latent's pixel is at (L/2, L/2)."""
+    middle = maps.shape[-1] // 2
+    shifted = [
+        torch.roll(m, (middle - int(i), middle - int(j)), (0, 1))
+        for m, (_, i, j) in zip(maps, positions, strict=True)
+    ]
+    return torch.stack(shifted)
+
+
+def area(maps: Tensor, fraction: float = 0.9) -> Tensor:
+    """Pixels that hold the given fraction of each map's sum, fewest first: (n,) for (n, L, L).
+
+    A map of zeros, from a flow whose pictures are saturated everywhere, has area 0.
+    """
+    sums = maps.flatten(1).sort(1, descending=True).values.cumsum(1)
+    total = sums[:, -1:]
+    return torch.where(total[:, 0] > 0, (sums < fraction * total).sum(1) + 1, 0)
+
+
+@torch.no_grad()
+def generation_steps(flow: RGFlow, z: Tensor) -> list[Tensor]:
+    """Pictures in [0, 1] after each level of generation, coarse to fine: (B, C, l, l) each."""
+    return [from_logit(grid) for _, grid, _ in flow.inverse_steps(z)]
+
+
+@torch.no_grad()
+def mix(flow: RGFlow, fine: Tensor, coarse: Tensor, level: int) -> Tensor:
+    """Pictures with the latents of levels below ``level`` from one source, the rest from another.
+
+    Args:
+        flow: the flow.
+        fine: latents (B, C, L, L) that give levels 0 ... level-1.
+        coarse: latents (B, C, L, L) that give levels level ... n-1.
+        level: 0 ... n.
+
+    Returns:
+        Pictures in [0, 1], (B, C, L, L).
+    """
+    if not 0 <= level <= flow.config.levels:
+        raise ValueError(f"level must be from 0 to {flow.config.levels}, not {level}")
+    mixed = flow.join(flow.split(fine)[:level] + flow.split(coarse)[level:])
+    return from_logit(flow.inverse(mixed)[0])

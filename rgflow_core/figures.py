@@ -1,0 +1,228 @@
+"""Every figure of the study, each drawn in one place from stored arrays and numbers."""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from rgflow_core.files import replacing
+
+COLOURS = {"laplace": "#c1440e", "gaussian": "#2b6ca3"}
+DPI = {"png": 150, "pdf": 150}
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> None:
+    """Write a figure as PNG and PDF, without dates, so that equal figures are equal files."""
+    for kind, dpi in DPI.items():
+        no_date = {"CreationDate": None} if kind == "pdf" else {"Software": None}
+        with replacing(Path(folder) / f"{name}.{kind}") as temporary:
+            figure.savefig(temporary, dpi=dpi, metadata=no_date, bbox_inches="tight")
+
+
+def _axes(rows: int, columns: int, width: float, height: float, **kwargs: object) -> tuple:
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs
+    )
+    return figure, axes
+
+
+def _bare(axis: plt.Axes) -> None:
+    axis.set(xticks=[], yticks=[])
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _tile(pictures: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Pictures (N, l, l, 3) side by side on white, at most ``columns`` in a row."""
+    rows = -(-len(pictures) // columns)
+    edge = pictures.shape[1] + gap
+    kind = pictures.dtype
+    white = 255 if kind == np.uint8 else 1
+    sheet = np.full((rows * edge - gap, columns * edge - gap, 3), white, kind)
+    for k, picture in enumerate(pictures):
+        i, j = divmod(k, columns)
+        sheet[i * edge :, j * edge :][: edge - gap, : edge - gap] = picture
+    return sheet
+
+
+def picture_sheets(sheets: dict[str, np.ndarray], columns: int, width: float = 7.0) -> Figure:
+    """One titled sheet of pictures (N, l, l, 3) under another."""
+    tiles = {title: _tile(pictures, columns) for title, pictures in sheets.items()}
+    heights = [t.shape[0] / t.shape[1] * width + 0.3 for t in tiles.values()]
+    figure, axes = _axes(len(tiles), 1, width, sum(heights), gridspec_kw={"height_ratios": heights})
+    for axis, (title, sheet) in zip(axes[:, 0], tiles.items(), strict=True):
+        axis.imshow(sheet, interpolation="nearest")
+        axis.set_title(title, fontsize=9, loc="left")
+        _bare(axis)
+    return figure
+
+
+def label_histograms(labels: dict[str, np.ndarray]) -> Figure:
+    """Marginal distributions of MSDS labels (N, 4, 4, 6): offset, angle, red; a row per set."""
+    figure, axes = _axes(len(labels), 3, 7.5, 2.1 * len(labels))
+    for row, (name, values) in zip(axes, labels.items(), strict=True):
+        offset = values[..., 0] - 8 * np.arange(4)[:, None]
+        row[0].hist(offset.ravel(), bins=np.arange(-1.5, 2), rwidth=0.8, density=True)
+        row[1].hist(values[..., 2].ravel(), bins=45, density=True)
+        row[2].hist(values[..., 3].ravel(), bins=np.arange(0, 257, 8), density=True)
+        for axis, label in zip(row, ("offset dx / pixels", "angle / degrees", "red"), strict=True):
+            axis.set_xlabel(label)
+        row[0].set_ylabel(f"{name}: density")
+    return figure
+
+
+def training_curves(curves: dict[str, dict], published: dict[str, float]) -> Figure:
+    """Validation bpd against images seen; published test values as dashed lines."""
+    figure, axes = _axes(1, 1, 5.5, 3.4)
+    axis = axes[0, 0]
+    for name, curve in curves.items():
+        prior = name.split("_")[-1]
+        line = "-" if "msds1" in name else "--"
+        label = f"{name.replace('_', ', ')} (validation)"
+        images, bpd = np.array(curve["images"]), np.array(curve["bpd"])
+        axis.plot(images, bpd, line + "o", ms=3, color=COLOURS[prior], label=label)
+    for name, bpd in published.items():
+        prior, line = name.split("_")[-1], ":" if "msds1" in name else "-."
+        label = f"{name.replace('_', ', ')}: IGF23, test, 80.5 M parameters"
+        axis.axhline(bpd, ls=line, lw=1, color=COLOURS[prior], label=label)
+    axis.set(xlabel="training images seen", ylabel="bits per dimension", ylim=(0, None))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def bpd_bars(rows: list[dict]) -> Figure:
+    """Test bpd of our models with standard errors, beside the published values."""
+    figure, axes = _axes(1, 1, 5.5, 0.55 * len(rows) + 1.1)
+    axis = axes[0, 0]
+    for k, row in enumerate(rows):
+        colour = COLOURS[row["prior"]]
+        error = None if row["stderr"] is None else 2 * row["stderr"]
+        alpha = 0.4 if row["published"] else 1.0
+        axis.barh(k, row["bpd"], xerr=error, color=colour, alpha=alpha, height=0.6)
+        axis.text(row["bpd"], k, f"  {row['bpd']:.3f}", va="center", fontsize=8)
+    axis.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.set_xlabel("test bits per dimension (lower is better; bars: two standard errors)")
+    return figure
+
+
+def latent_histograms(histograms: dict[str, np.ndarray], levels: int) -> Figure:
+    """Latent densities against the prior, a row per model and a column per level, log scale.
+
+    ``histograms`` holds ``edges``, and ``MODEL/hH`` and ``MODEL/prior`` densities.
+    """
+    edges = histograms["edges"]
+    middle = (edges[1:] + edges[:-1]) / 2
+    names = sorted({key.split("/")[0] for key in histograms if "/" in key})
+    figure, axes = _axes(len(names), levels, 9, 2.2 * len(names), sharex=True, sharey=True)
+    for row, name in zip(axes, names, strict=True):
+        colour = COLOURS[name.split("_")[-1]]
+        for h, axis in enumerate(row):
+            axis.fill_between(
+                middle, histograms[f"{name}/h{h}"], 1e-6, step="mid", alpha=0.5, color=colour,
+                label="latents",
+            )  # fmt: skip
+            axis.plot(middle, histograms[f"{name}/prior"], "k-", lw=1, label="prior")
+            axis.set(yscale="log", ylim=(1e-5, 20))
+            axis.set_title(f"{name.replace('_', ', ')}, h = {h}", fontsize=8)
+        row[0].set_ylabel("density")
+    for axis in axes[-1]:
+        axis.set_xlabel("latent z")
+    axes[0, -1].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
+    """Excess kurtosis per level and model, two standard errors; priors' own as lines."""
+    figure, axes = _axes(1, 1, 5.5, 3)
+    axis = axes[0, 0]
+    width = 0.8 / len(kurtosis)
+    for k, (name, levels) in enumerate(kurtosis.items()):
+        at = np.arange(len(levels)) + (k - (len(kurtosis) - 1) / 2) * width
+        values, errors = ([level[x] for level in levels] for x in ("value", "stderr"))
+        axis.bar(
+            at, values, width, yerr=2 * np.array(errors), color=COLOURS[name.split("_")[-1]],
+            label=name.replace("_", ", "), hatch="//" if "msds2" in name else None,
+        )  # fmt: skip
+    axis.axhline(3, color=COLOURS["laplace"], ls=":", lw=1, label="Laplace density")
+    axis.axhline(0, color=COLOURS["gaussian"], ls=":", lw=1, label="Gaussian density")
+    axis.set_yscale("symlog", linthresh=1)
+    axis.set_xticks(range(len(levels)), [f"h = {h}" for h in range(len(levels))])
+    axis.set(xlabel="RG level (0 is the finest)", ylabel="excess kurtosis")
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def receptive_field_maps(maps: dict[str, np.ndarray], levels: int) -> Figure:
+    """Receptive fields, a row per level from the coarsest: single latents, then their mean.
+
+    ``maps`` holds ``hH`` (n, L, L) and ``hH/centred`` (L, L), each row on its own colour scale.
+    """
+    shown = 5
+    figure, axes = _axes(levels, shown + 1, 8, 1.4 * levels)
+    for row, h in zip(axes, reversed(range(levels)), strict=True):
+        for axis, field in zip(row, maps[f"h{h}"], strict=False):
+            axis.imshow(field, cmap="magma", interpolation="nearest")
+        row[-1].imshow(maps[f"h{h}/centred"], cmap="magma", interpolation="nearest")
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"h = {h}")
+    for k in range(shown):
+        axes[0, k].set_title(f"latent {k + 1}", fontsize=8)
+    axes[0, -1].set_title("mean, centred", fontsize=8)
+    return figure
+
+
+def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
+    """Area that holds 90 % of a receptive field against the level, with standard errors."""
+    figure, axes = _axes(1, 1, 4.8, 3.2)
+    axis = axes[0, 0]
+    for name, levels in areas.items():
+        mean, error = (np.array([level[x] for level in levels]) for x in ("area", "stderr"))
+        colour = COLOURS[name.split("_")[-1]]
+        line = "o-" if "msds1" in name else "s--"
+        axis.errorbar(
+            range(len(mean)), mean, 2 * error, fmt=line, ms=4, capsize=3, color=colour,
+            label=name.replace("_", ", "),
+        )  # fmt: skip
+    steps = np.arange(len(mean))
+    axis.plot(steps, mean[0] * 4.0**steps, "k:", lw=1, label="edge doubles each level")
+    axis.set(yscale="log", xlabel="RG level h (0 is the finest)", ylabel="pixels with 90 %")
+    axis.set_ylim(1, 1300)
+    axis.axhline(1024, color="grey", lw=0.8)
+    axis.text(0, 1024, " whole picture", fontsize=7, va="bottom", color="grey")
+    axis.set_xticks(steps)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def generation(steps: list[np.ndarray]) -> Figure:
+    """The picture after each level of generation, coarse to fine; a row per sample."""
+    count = len(steps[0])
+    figure, axes = _axes(count, len(steps), 1.5 * len(steps), 1.55 * count)
+    for k, pictures in enumerate(steps):
+        edge = pictures.shape[1]
+        axes[0, k].set_title(f"after h = {len(steps) - 1 - k}\n{edge} x {edge}", fontsize=8)
+        for axis, picture in zip(axes[:, k], pictures, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            _bare(axis)
+    return figure
+
+
+def mixing(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
+    """Mixtures (n + 1, pairs, L, L, 3) between image A (all levels) and image B (all levels)."""
+    count, pairs = pictures.shape[:2]
+    figure, axes = _axes(pairs, count + 2, 1.1 * (count + 2), 1.2 * pairs + 0.3)
+    titles = ["A"] + [f"A: h ≥ {h}" for h in range(count)] + ["B"]
+    titles[1], titles[-2] = "A: all", "B: all"
+    for p in range(pairs):
+        row = [first[p], *pictures[:, p], second[p]]
+        for axis, picture, title in zip(axes[p], row, titles, strict=True):
+            axis.imshow(picture, interpolation="nearest")
+            _bare(axis)
+            if p == 0:
+                axis.set_title(title, fontsize=8)
+    return figure

@@ -1,0 +1,87 @@
+"""Where the study keeps things: its root, stored results, models, published numbers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rgflow_core.errors import UserError
+from rgflow_core.files import provenance, read_json, replacing, write_json
+
+
+def root(start: str | Path = ".") -> Path:
+    """The repository's root, found upwards from ``start``.
+
+    Raises:
+        UserError: outside the repository.
+    """
+    here = Path(start).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "notebooks").is_dir() and (folder / "rgflow_core").is_dir():
+            return folder
+    raise UserError(f"{here} is not inside the study's repository; start Jupyter there")
+
+
+def published(path: str | Path) -> dict:
+    """Published bits per dimension, ``{set: {prior: bpd}}``, from ``data/published.json``."""
+    return read_json(path)["bpd"]
+
+
+def models(folder: str | Path) -> dict[str, Path]:
+    """Name -> path of the ``.safetensors`` in a folder, in order of their names.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = {path.stem: path for path in sorted(Path(folder).glob("*.safetensors"))}
+    if not found:
+        raise UserError(f"{folder}: no .safetensors; run notebook 02_training (or make reproduce)")
+    return found
+
+
+def write_results(
+    folder: str | Path,
+    name: str,
+    numbers: dict,
+    arrays: dict[str, np.ndarray] | None = None,
+    **parameters: object,
+) -> None:
+    """Store what a notebook found: ``NAME.json`` with its provenance, and ``NAME.npz``.
+
+    Args:
+        folder: the profile's folder of results.
+        name: the notebook's name.
+        numbers: JSON values; what the report quotes.
+        arrays: what the report draws.
+        parameters: of the notebook, for the provenance.
+    """
+    folder = Path(folder)
+    if arrays:
+        with replacing(folder / f"{name}.npz") as temporary:
+            np.savez_compressed(temporary, **arrays)
+    command = f"papermill notebooks/{name}.ipynb"
+    write_json(
+        folder / f"{name}.json",
+        {"numbers": numbers, "provenance": provenance(command=command, parameters=parameters)},
+    )
+
+
+def read_results(folder: str | Path, name: str) -> tuple[dict, dict[str, np.ndarray]]:
+    """Numbers and arrays that :func:`write_results` stored.
+
+    Raises:
+        UserError: if they are missing or damaged.
+    """
+    folder = Path(folder)
+    numbers = read_json(folder / f"{name}.json")["numbers"]
+    arrays = folder / f"{name}.npz"
+    if not arrays.exists():
+        return numbers, {}
+    with np.load(arrays) as file:
+        return numbers, dict(file)
+
+
+def collect(folder: str | Path, profile: str) -> dict:
+    """All stored results of a profile, by notebook: the content of ``results.json``."""
+    paths = sorted(Path(folder).glob("[0-9]*.json"))
+    return {"profile": profile} | {path.stem: json.loads(path.read_text()) for path in paths}

@@ -1,0 +1,66 @@
+"""What several test files share: golden vectors, small random flows, plain helpers."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rgflow_core import Prior, RGFlow, RGFlowConfig
+
+GOLDEN = Path(__file__).parent / "golden"
+PRIORS = {
+    "authors_L16_laplace.state": Prior("laplace"),
+    "authors_L32_gaussian.state": Prior("gaussian"),
+    "igf23_L16_laplace.pth": Prior("laplace", "unit_scale"),
+}
+LAYOUTS = {name: name.split("_")[0] for name in PRIORS}
+
+
+def golden(name: str) -> dict[str, torch.Tensor]:
+    """The published outputs that belong to a golden checkpoint."""
+    with np.load((GOLDEN / name).with_suffix(".npz")) as file:
+        return {key: torch.from_numpy(file[key]) for key in file}
+
+
+@torch.no_grad()
+def randomise(flow: RGFlow, seed: int = 0, strength: float = 0.3) -> RGFlow:
+    """Random weights in place of those that make a fresh flow the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in flow.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if name.endswith("gain"):
+            parameter.copy_(strength * noise)
+        elif name.endswith("leave.weight"):
+            parameter.copy_(strength * noise / parameter.shape[1] ** 0.5)
+        elif ".alphas." in name:
+            parameter.copy_(1 + 0.2 * noise)
+        else:
+            parameter.add_(0.1 * noise)
+    return flow
+
+
+def small_flow(dtype: torch.dtype = torch.float64, seed: int = 0, **config) -> RGFlow:
+    """A randomised flow with tiny networks; ``config`` overrides fields of the config."""
+    fields = {
+        "image_size": 8,
+        "channels": 1,
+        "kernel": 4,
+        "coupling_layers": 2,
+        "res_blocks": 1,
+        "hidden": 6,
+        "mlp_depth": 1,
+    }
+    torch.manual_seed(seed)
+    return randomise(RGFlow(RGFlowConfig(**fields | config)), seed).to(dtype)
+
+
+def lattice_normal(flow: RGFlow, batch: int, seed: int = 0) -> torch.Tensor:
+    """Standard normal numbers of a flow's shape and dtype."""
+    like = next(flow.parameters())
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *flow.config.shape, generator=generator, dtype=like.dtype)
+
+
+def files_below(folder: Path) -> list[str]:
+    """All files and folders below a folder, hidden ones included."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))

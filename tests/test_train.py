@@ -1,0 +1,538 @@
+"""Training: stopped and resumed equals never stopped, and what a run leaves behind."""
+
+import json
+import logging
+import math
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import files_below
+
+from rgflow_core import cli, datasets, evaluate, load, sample, train
+from rgflow_core.errors import UserError
+from rgflow_core.model import PictureModel
+
+TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
+EPOCHS, STEPS = 3, 4  # of a whole run, and per epoch
+RUN = train.Settings(
+    model="lean",
+    train_images=64,
+    val_images=16,
+    batch_size=16,
+    epochs=EPOCHS,
+    lr=3e-3,
+    betas=(0.9, 0.99),
+    warmup=3,
+    schedule="cosine",
+    img_samples=2,
+    workers=1,
+    device="cpu",
+    keep=EPOCHS,
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setattr(train, "LEAN", TINY)
+
+
+def run(folder, **changes):
+    return train.train(replace(RUN, **changes), folder, progress=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "LEAN", TINY)
+        run(folder)
+    return folder
+
+
+def metrics(folder):
+    """Metrics without the only numbers that may differ."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def weights(path):
+    content = torch.load(path, weights_only=True)
+    return {k: v for k, v in content["model"].items()}
+
+
+def assert_same_run(one, other):
+    """Bit for bit: final weights, every epoch's weights, metrics, samples."""
+    last = f"rgflow_ep{EPOCHS:03d}.pth"
+    for path in sorted((one / "ckpt").iterdir()):
+        twin = weights(other / "ckpt" / path.name)
+        for name, value in weights(path).items():
+            assert torch.equal(value, twin[name]), (path.name, name)
+    ours, theirs = (load(folder / "model.safetensors").flow.state_dict() for folder in (one, other))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert metrics(one) == metrics(other)
+    records = [json.loads((folder / "record.json").read_text()) for folder in (one, other)]
+    for key in ("validation", "best_epoch", "images_seen", "train_fingerprint"):
+        assert records[0][key] == records[1][key], key
+    names = files_below(one / "samples")
+    assert files_below(other / "samples") == names
+    for name in names:
+        pixels = [np.asarray(Image.open(folder / "samples" / name)) for folder in (one, other)]
+        assert np.array_equal(*pixels)
+    assert (one / "ckpt" / last).exists()
+
+
+# Stopped and resumed
+
+
+def calls(monkeypatch, owner, name, number, action, after=False):
+    """Do something before (or after) call number ``number`` of a function, counted from 1."""
+    original, count = getattr(owner, name), 0
+
+    def wrapper(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == number and not after:
+            action()
+        result = original(*args, **kwargs)
+        if count == number and after:
+            action()
+        return result
+
+    monkeypatch.setattr(owner, name, wrapper)
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+PLACES = {
+    "before the first step": (train, "dequantise", 1, False),
+    "within the first epoch": (train, "dequantise", 3, False),
+    "within the second epoch": (train, "dequantise", STEPS + 2, False),
+    "before an update": (train, "learning_rate", STEPS + 3, False),
+    "after an update": (torch.optim.AdamW, "step", STEPS + 3, True),
+    "after an epoch's last update": (torch.optim.AdamW, "step", STEPS, True),
+    "in the first validation": (evaluate, "bits_per_dim", 1, False),
+    "after the second validation": (evaluate, "summary", 2, True),
+    "in the last validation": (evaluate, "bits_per_dim", EPOCHS, False),
+    "while samples are drawn": (sample, "write_grid", 2, False),
+    "while checkpoints are pruned": (train, "_prune", 2, False),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_interrupted_run_goes_on_exactly(place, whole, tmp_path, monkeypatch):
+    owner, name, number, after = PLACES[place]
+    with monkeypatch.context() as patch:
+        calls(patch, owner, name, number, interrupt, after)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_terminated_run_goes_on_exactly(whole, tmp_path, monkeypatch):
+    before = signal.signal(signal.SIGTERM, cli._terminate)
+    try:
+        with monkeypatch.context() as patch:
+            calls(patch, train, "dequantise", 6, lambda: signal.raise_signal(signal.SIGTERM))
+            with pytest.raises(SystemExit):
+                run(tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
+    for _ in range(4):
+        with monkeypatch.context() as patch:
+            calls(patch, train, "dequantise", 3, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path)
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+class Crash(Exception):
+    pass
+
+
+def crash():
+    raise Crash
+
+
+@pytest.mark.parametrize("save_minutes", [0.0, 10.0])
+@pytest.mark.parametrize("step", [3, STEPS + 3])
+def test_a_crashed_run_goes_on_from_its_last_checkpoint(
+    save_minutes, step, whole, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        calls(patch, train, "dequantise", step, crash)
+        with pytest.raises(Crash):
+            run(tmp_path, save_minutes=save_minutes)
+    within = tmp_path / "ckpt" / "rgflow_last.pth"
+    assert within.exists() == (save_minutes == 0)
+    if within.exists():
+        assert torch.load(within, weights_only=True)["step"] == step - 1
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_crash_may_leave_half_a_line_of_metrics(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls(patch, train, "dequantise", 2 * STEPS + 2, crash)
+        with pytest.raises(Crash):
+            run(tmp_path)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 9, "ima')
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_failed_save_leaves_the_last_checkpoint(whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        calls(patch, torch, "save", 2, crash)
+        with pytest.raises(Crash):
+            run(tmp_path)
+    assert files_below(tmp_path / "ckpt") == ["rgflow_ep001.pth"]
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_latest_checkpoint_counts_beyond_999(tmp_path):
+    assert train.latest_checkpoint(tmp_path) is None
+    (tmp_path / "ckpt").mkdir()
+    for epoch in (998, 999, 1000):
+        (tmp_path / "ckpt" / f"rgflow_ep{epoch:03d}.pth").touch()
+    assert train.latest_checkpoint(tmp_path).name == "rgflow_ep1000.pth"
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in files_below(folder) if "." in name}
+
+
+def test_a_finished_run_is_left_alone(whole):
+    before = contents(whole)
+    assert run(whole) == whole / "model.safetensors"
+    assert contents(whole) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lr": 1e-3},
+        {"seed": 1},
+        {"batch_size": 8},
+        {"dataset": "msds2"},
+        {"prior": "gaussian"},
+        {"model": "published"},
+        {"train_images": 48},
+        {"warmup": 0},
+        {"epochs": EPOCHS + 1},  # the cosine schedule depends on it
+    ],
+    ids=str,
+)
+def test_settings_of_another_run_are_refused(change, whole):
+    before = contents(whole)
+    with pytest.raises(UserError, match=next(iter(change))):
+        run(whole, **change)
+    assert contents(whole) == before
+
+
+def test_a_model_of_another_config_is_refused(whole, monkeypatch):
+    monkeypatch.setattr(train, "LEAN", TINY | {"hidden": 9})
+    before = contents(whole)
+    with pytest.raises(UserError, match="config"):
+        run(whole)
+    assert contents(whole) == before
+
+
+def test_what_changes_no_result_may_change(tmp_path, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        calls(patch, train, "dequantise", STEPS + 2, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path)
+    run(tmp_path, workers=3, keep=EPOCHS + 2, save_minutes=1.0)
+    assert_same_run(whole, tmp_path)
+
+
+def test_more_epochs_at_a_constant_rate(tmp_path):
+    run(tmp_path / "long", schedule="constant", epochs=2)
+    run(tmp_path / "short", schedule="constant", epochs=1)
+    run(tmp_path / "short", schedule="constant", epochs=2)
+    one, other = (
+        load(tmp_path / name / "ckpt" / "rgflow_ep002.pth").flow.state_dict()
+        for name in ("long", "short")
+    )
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign"])
+def test_damaged_checkpoints_are_not_resumed(damage, tmp_path):
+    run(tmp_path, epochs=1)
+    path = tmp_path / "ckpt" / "rgflow_ep001.pth"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        torch.save({"epoch": 1, "model": {}, "optim": {}}, path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=str(path)):
+        run(tmp_path, epochs=1)
+    assert contents(tmp_path) == before
+
+
+# What a run leaves
+
+
+def test_files_of_a_run(whole):
+    assert files_below(whole / "ckpt") == [f"rgflow_ep00{e}.pth" for e in (1, 2, 3)]
+    assert files_below(whole / "samples") == [f"epoch00{e}.png" for e in (1, 2, 3)]
+    assert Image.open(whole / "samples" / "epoch001.png").size[0] >= 2 * 32
+    names = {path.name for path in whole.iterdir()}
+    assert names == {"ckpt", "logs", "samples", "metrics.jsonl", "model.safetensors", "record.json"}
+    content = torch.load(whole / "ckpt" / "rgflow_ep002.pth", weights_only=True)
+    assert {"epoch", "model", "optim"} <= content.keys()
+    assert (content["epoch"], content["step"]) == (2, 2 * STEPS)
+
+
+def test_metrics_and_log_agree_with_the_checkpoints(whole):
+    validations = [line for line in metrics(whole) if "val_bpd" in line]
+    assert [(v["step"], v["images"]) for v in validations] == [(4, 64), (8, 128), (12, 192)]
+    images = datasets.load("msds1", "val", limit=16).images
+    (log,) = (whole / "logs").glob("rgflow_*.log")
+    for epoch, values in enumerate(validations, 1):
+        loaded = load(whole / "ckpt" / f"rgflow_ep{epoch:03d}.pth")
+        model = PictureModel(loaded.flow, loaded.prior)
+        bpd = evaluate.bits_per_dim(model, images, progress=False)
+        assert values["val_bpd"] == pytest.approx(bpd.mean().item(), rel=1e-6)
+        assert values["val_stderr"] == pytest.approx(bpd.std().item() / 4, rel=1e-6)
+        assert f"Validation BPD: {values['val_bpd']:.4f}\n" in log.read_text()
+    training = [line for line in metrics(whole) if "train_bpd" in line]
+    assert all(math.isfinite(line["train_bpd"] + line["gradient_norm"]) for line in training)
+
+
+def test_the_console_says_what_the_log_says(tmp_path, capsys):
+    run(tmp_path, epochs=1)
+    assert "Validation BPD: " in capsys.readouterr().out
+    assert not logging.getLogger("rgflow").handlers
+
+
+def validate_as(monkeypatch, values):
+    values = iter(values)
+    monkeypatch.setattr(
+        evaluate, "summary", lambda _: {"bpd": next(values), "stderr": 0.0, "images": 16}
+    )
+
+
+def test_keep_bounds_the_checkpoints_and_the_best_is_kept(tmp_path, monkeypatch):
+    validate_as(monkeypatch, [3.0, 1.0, 5.0, 4.0, 2.0])
+    final = run(tmp_path, epochs=5, keep=2)
+    assert files_below(tmp_path / "ckpt") == [f"rgflow_ep00{e}.pth" for e in (2, 4, 5)]
+    best = weights(tmp_path / "ckpt" / "rgflow_ep002.pth")
+    final = load(final)
+    assert all(torch.equal(value, best[name]) for name, value in final.flow.state_dict().items())
+    assert final.metadata["best_epoch"] == 2
+    assert not torch.equal(*(weights(tmp_path / "ckpt" / f"rgflow_ep00{e}.pth")["levels.0.decimator.couplings.0.subnet.halves.0.leave.bias"] for e in (2, 5)))  # fmt: skip
+
+
+def test_keep_one(tmp_path, monkeypatch):
+    validate_as(monkeypatch, [3.0, 2.0, 1.0])
+    run(tmp_path, keep=1)
+    assert files_below(tmp_path / "ckpt") == ["rgflow_ep003.pth"]
+
+
+def test_training_lowers_the_bits_per_dimension(tmp_path):
+    final = run(tmp_path, epochs=8, lr=1e-2, schedule="constant")
+    history = [line["val_bpd"] for line in metrics(tmp_path) if "val_bpd" in line]
+    loaded = load(final)
+    fresh = PictureModel(type(loaded.flow)(loaded.flow.config), loaded.prior)
+    images = datasets.load("msds1", "val", limit=16).images
+    start = evaluate.bits_per_dim(fresh, images, progress=False).mean().item()
+    assert history[0] < start
+    assert history[-1] < history[0] - 0.2
+    assert loaded.metadata["parameters"] == sum(p.numel() for p in loaded.flow.parameters())
+
+
+# A loss that is not finite
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path, monkeypatch):
+    original, count = train.dequantise, 0
+
+    def poisoned(images, noise):
+        nonlocal count
+        count += 1
+        return original(images, noise) * (math.nan if count == STEPS + 3 else 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "dequantise", poisoned)
+        with pytest.raises(FloatingPointError, match=rf"step {STEPS + 2}\b.*levels\.\d+\."):
+            run(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    kept = weights(train.latest_checkpoint(tmp_path))
+    assert all(value.isfinite().all() for value in kept.values())
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_names_its_parameter(tmp_path, monkeypatch):
+    name = "levels.1.disentangler.couplings.0.subnet.halves.1.enter.bias"
+    original = train.RGFlow
+
+    def hooked(config):
+        flow = original(config)
+        flow.get_parameter(name).register_hook(lambda gradient: gradient * math.inf)
+        return flow
+
+    monkeypatch.setattr(train, "RGFlow", hooked)
+    with pytest.raises(FloatingPointError, match=rf"step 0\b.*{name}"):
+        run(tmp_path)
+
+
+# Order, flips, learning rate
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 120])
+def test_order_covers_each_image_once_per_pass(batch_size):
+    size, passes = 50, 6
+    order = train.Order(size, seed=3)
+    steps = -(-size * passes // batch_size)
+    index, which = (torch.cat(x) for x in zip(*(order.batch(s, batch_size) for s in range(steps)), strict=True))  # fmt: skip
+    by_pass = index[: size * passes].reshape(passes, size)
+    assert torch.equal(which[: size * passes], torch.arange(passes).repeat_interleave(size))
+    for one in by_pass:
+        assert sorted(one.tolist()) == list(range(size))
+    assert len({tuple(one.tolist()) for one in by_pass}) == passes
+    # The same sequence for every batch size, and from any step on.
+    alone = torch.cat([train.Order(size, 3).batch(s, 1)[0] for s in range(size * 2)])
+    assert torch.equal(alone, by_pass[:2].flatten())
+    assert not torch.equal(train.Order(size, 4).batch(0, 50)[0], by_pass[0])
+
+
+def test_learning_rate():
+    settings = replace(RUN, lr=2.0, warmup=4, schedule="constant")
+    rates = [train.learning_rate(settings, step, 10) for step in range(10)]
+    assert rates == [0.5, 1.0, 1.5] + [2.0] * 7
+
+    settings = replace(RUN, lr=2.0, warmup=0, schedule="cosine")
+    rates = [train.learning_rate(settings, step, 8) for step in range(8)]
+    assert rates[0] == 2.0
+    assert rates[4] == pytest.approx(1.0)
+    assert rates[2] == pytest.approx(1 + math.sqrt(0.5))
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[-1] < 0.1
+
+
+def toy_source(flip):
+    def make(split, root, workers, progress):
+        seed = datasets.SPLITS.index(split)
+        images = np.random.default_rng(seed).integers(0, 256, (40, 32, 32, 1), np.uint8)
+        return {"images": images}
+
+    return datasets.Source(make, lambda root: {}, "toy", channels=1, flip=flip)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_flips(flip, tmp_path, monkeypatch):
+    monkeypatch.setitem(datasets.SOURCES, "toy", toy_source(flip))
+    images = toy_source(flip).make("train", None, 1, False)["images"].transpose(0, 3, 1, 2)
+    plain = {image.tobytes(): i for i, image in enumerate(images)}
+    mirrored = {image[..., ::-1].tobytes(): i for i, image in enumerate(images)}
+    seen = []
+    original = train.dequantise
+
+    def spy(batch, noise):
+        for image in batch.numpy():
+            data = image.tobytes()
+            seen.append((mirrored[data], True) if data in mirrored else (plain[data], False))
+        return original(batch, noise)
+
+    monkeypatch.setattr(train, "dequantise", spy)
+    settings = {"dataset": "toy", "data_root": str(tmp_path), "train_images": None, "batch_size": 20}
+    run(tmp_path / "run", **settings)
+    assert len(seen) == EPOCHS * 40
+    share = sum(mirror for _, mirror in seen) / len(seen)
+    assert 0.35 < share < 0.65 if flip else share == 0
+    # Each pass flips anew.
+    passes = [dict(seen[40 * e : 40 * (e + 1)]) for e in range(EPOCHS)]
+    assert all(len(one) == 40 for one in passes)
+    assert (passes[0] != passes[1]) == flip
+
+    # A resumed run flips alike.
+    sequence = list(seen)
+    seen.clear()
+    with monkeypatch.context() as patch:
+        calls(patch, train, "learning_rate", 4, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "again", **settings)
+    assert seen == sequence[:80]
+    run(tmp_path / "again", **settings)
+    assert_same_run(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_batch_is_at_most_the_whole_set(tmp_path):
+    run(tmp_path, train_images=10, batch_size=512, epochs=2)
+    assert [line["images"] for line in metrics(tmp_path) if "val_bpd" in line] == [10, 20]
+
+
+def test_images_per_epoch(tmp_path):
+    run(tmp_path, images_per_epoch=32, epochs=2)
+    assert [line["step"] for line in metrics(tmp_path) if "val_bpd" in line] == [2, 4]
+
+
+# Bad settings
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"dataset": "mnists"},
+        {"model": "huge"},
+        {"prior": "cauchy"},
+        {"convention": "unit"},
+        {"schedule": "linear"},
+        {"epochs": 0},
+        {"batch_size": -1},
+        {"batch_size": 2.5},
+        {"workers": 0},
+        {"keep": 0},
+        {"images_per_epoch": 0},
+        {"train_images": 0},
+        {"val_images": 0},
+        {"img_samples": 0},
+        {"warmup": -1},
+        {"lr": math.nan},
+        {"lr": math.inf},
+        {"lr": 0.0},
+        {"lr": -1e-3},
+        {"clip": math.nan},
+        {"weight_decay": math.nan},
+        {"device": "cuda:99"},
+        {"device": "abacus"},
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named_and_leave_nothing(bad, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        run(tmp_path / "run", **bad)
+    assert files_below(tmp_path) == []
+
+
+def test_a_file_in_place_of_the_run_folder(tmp_path):
+    (tmp_path / "run").write_text("precious")
+    with pytest.raises(UserError, match="run"):
+        run(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "precious"
+
+
+def test_missing_data_leaves_no_run_behind(tmp_path):
+    with pytest.raises(UserError, match="celeba"):
+        run(tmp_path / "run", dataset="celeba", data_root=str(tmp_path / "data"))
+    assert files_below(tmp_path) == []
