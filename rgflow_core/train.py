@@ -294,7 +294,7 @@ def _train(
             file.write(json.dumps({"step": step, "images": step * batch_size} | values) + "\n")
 
     started = saved = time.perf_counter()
-    epoch_started, running = started, []
+    epoch_started, first_step, running = started, step, []
     bar = tqdm(
         total=steps * batch_size,
         initial=step * batch_size,
@@ -333,16 +333,19 @@ def _train(
             epoch = (step - 1) // epoch_steps + 1
             if in_epoch % 50 == 0 or in_epoch == epoch_steps:
                 bpd = sum(running) / len(running)
+                rate = (step - first_step) * batch_size / (time.perf_counter() - started)
+                left = (steps - step) * batch_size / rate / 60
                 log.info(
-                    f"Epoch {epoch}/{settings.epochs} batch {in_epoch}/{epoch_steps} "
-                    f"loss {loss.item():.4f} bpd {bpd:.4f}"
+                    f"{settings.dataset} {settings.prior} epoch {epoch}/{settings.epochs} batch "
+                    f"{in_epoch}/{epoch_steps} loss {loss.item():.4f} bpd {bpd:.4f}, "
+                    f"{rate:.0f} images/s, {left:.1f} min left"
                 )
                 record(train_bpd=bpd, gradient_norm=norm.item())
                 running = []
             if in_epoch == epoch_steps:
                 val_bpd = evaluate.summary(evaluate.bits_per_dim(model, val.images, progress=False))
                 took = time.perf_counter() - epoch_started
-                log.info(f"Epoch {epoch} took {took:.1f} s")
+                log.info(f"Epoch {epoch} took {took:.1f} s, {folder}")
                 log.info(f"Validation BPD: {val_bpd['bpd']:.4f}")
                 record(val_bpd=val_bpd["bpd"], val_stderr=val_bpd["stderr"], seconds=took)
                 history.append({"step": step, "images": step * batch_size, **val_bpd})

@@ -1,5 +1,6 @@
 """Training: stopped and resumed equals never stopped, and what a run leaves behind."""
 
+import contextlib
 import json
 import logging
 import math
@@ -61,8 +62,7 @@ def metrics(folder):
 
 
 def weights(path):
-    content = torch.load(path, weights_only=True)
-    return {k: v for k, v in content["model"].items()}
+    return torch.load(path, weights_only=True)["model"]
 
 
 def assert_same_run(one, other):
@@ -128,11 +128,13 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_an_interrupted_run_goes_on_exactly(place, whole, tmp_path, monkeypatch):
     owner, name, number, after = PLACES[place]
+    sent = []
     with monkeypatch.context() as patch:
-        calls(patch, owner, name, number, interrupt, after)
-        with pytest.raises(KeyboardInterrupt):
+        calls(patch, owner, name, number, lambda: (sent.append(1), interrupt()), after)
+        # A signal may be honoured at once or when the state is whole again.
+        with contextlib.suppress(KeyboardInterrupt):
             run(tmp_path)
-    assert not (tmp_path / "model.safetensors").exists()
+    assert sent
     run(tmp_path)
     assert_same_run(whole, tmp_path)
 
@@ -455,7 +457,12 @@ def test_flips(flip, tmp_path, monkeypatch):
         return original(batch, noise)
 
     monkeypatch.setattr(train, "dequantise", spy)
-    settings = {"dataset": "toy", "data_root": str(tmp_path), "train_images": None, "batch_size": 20}
+    settings = {
+        "dataset": "toy",
+        "data_root": str(tmp_path),
+        "train_images": None,
+        "batch_size": 20,
+    }
     run(tmp_path / "run", **settings)
     assert len(seen) == EPOCHS * 40
     share = sum(mirror for _, mirror in seen) / len(seen)

@@ -1,0 +1,515 @@
+"""Data sets: made once, verified whenever loaded, made again when damaged."""
+
+import hashlib
+import json
+import os
+import pickle
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import files_below
+
+from rgflow_core import datasets, msds
+from rgflow_core.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+def load(name, split, root, limit=None, workers=2):
+    return datasets.load(name, split, root, limit, workers, progress=False)
+
+
+def arrays(data):
+    return data.images.permute(0, 2, 3, 1).numpy()
+
+
+def smooth(width, height, seed=0):
+    """A picture without noise, so that interpolation has something to do but not too much."""
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 120 * np.sin((seed + k + 1) * (x / width + k * y / height)) for k in range(3)]
+    return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
+
+
+# MSDS on disk
+
+
+@pytest.fixture
+def small_msds(monkeypatch):
+    monkeypatch.setattr(msds, "SPLITS", {"train": 2050, "val": 30, "test": 20})
+
+
+@pytest.mark.parametrize("name", ["msds1", "msds2"])
+def test_msds_files(name, small_msds, tmp_path, capsys):
+    for split, count in msds.SPLITS.items():
+        data = load(name, split, tmp_path)
+        labels = msds.labels(name, split, 0, count)
+        assert data.images.shape == (count, 3, 32, 32)
+        assert data.images.dtype == torch.uint8
+        assert np.array_equal(arrays(data), msds.render(labels))
+        assert np.array_equal(data.labels, labels)
+        digest = hashlib.sha256(np.ascontiguousarray(arrays(data))).hexdigest()
+        assert data.fingerprint == digest
+    expected = {f"{s}_{what}.npy" for s in msds.SPLITS for what in ("images", "labels")}
+    assert set(files_below(tmp_path / name)) == expected | {"manifest.json"}
+
+    manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+    assert manifest["parameters"]["version"] == msds.VERSION
+    assert manifest["parameters"]["seed"] == 0
+    for split, entries in manifest["splits"].items():
+        for what, entry in entries.items():
+            path = tmp_path / name / f"{split}_{what}.npy"
+            assert entry["file"] == path.name
+            assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert capsys.readouterr().out == ""
+
+
+def test_msds_is_drawn_once(small_msds, tmp_path, monkeypatch):
+    first = load("msds1", "test", tmp_path)
+    monkeypatch.setattr(msds, "render", None)
+    again = load("msds1", "test", tmp_path)
+    assert torch.equal(first.images, again.images)
+    assert np.array_equal(first.labels, again.labels)
+    assert again.fingerprint == first.fingerprint
+    again.images[0] = 0  # a copy: the file stays as it is
+    assert torch.equal(load("msds1", "test", tmp_path).images, first.images)
+
+
+@pytest.mark.parametrize("workers", [1, 5])
+def test_workers_change_nothing(workers, small_msds, tmp_path):
+    data = load("msds2", "train", tmp_path, workers=workers)
+    assert np.array_equal(arrays(data), msds.render(msds.labels("msds2", "train", 0, 2050)))
+
+
+def flip_byte(folder):
+    path = folder / "test_images.npy"
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(folder):
+    path = folder / "test_labels.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def remove(folder):
+    (folder / "test_images.npy").unlink()
+
+
+def edit(change):
+    def damage(folder):
+        content = json.loads((folder / "manifest.json").read_text())
+        change(content)
+        (folder / "manifest.json").write_text(json.dumps(content))
+
+    return damage
+
+
+DAMAGES = {
+    "flipped byte": flip_byte,
+    "truncated": truncate,
+    "missing file": remove,
+    "cut manifest": lambda f: (f / "manifest.json").write_text('{"parameters": {"ver'),
+    "empty manifest": lambda f: (f / "manifest.json").write_text(""),
+    "foreign manifest": lambda f: (f / "manifest.json").write_text("[1, 2]"),
+    "no parameters": edit(lambda c: c.pop("parameters")),
+    "no splits": edit(lambda c: c.pop("splits")),
+    "splits of another type": edit(lambda c: c.update(splits=[])),
+    "no digest": edit(lambda c: c["splits"]["test"]["images"].pop("sha256")),
+    "no images": edit(lambda c: c["splits"]["test"].pop("images")),
+    "nothing in a split": edit(lambda c: c["splits"].update(test={})),
+    "another version": edit(lambda c: c["parameters"].update(version=0)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_noticed_said_and_repaired(damage, small_msds, tmp_path, capsys):
+    first = load("msds1", "test", tmp_path)
+    folder = tmp_path / "msds1"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    DAMAGES[damage](folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} != before
+    again = load("msds1", "test", tmp_path)
+    assert torch.equal(again.images, first.images)
+    said = capsys.readouterr().out
+    assert "again" in said
+    assert str(folder) in said
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    load("msds1", "test", tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+def test_damage_to_one_split_leaves_the_others(small_msds, tmp_path, monkeypatch):
+    val = load("msds1", "val", tmp_path)
+    load("msds1", "test", tmp_path)
+    flip_byte(tmp_path / "msds1")
+    load("msds1", "test", tmp_path)
+    monkeypatch.setattr(msds, "render", None)
+    assert torch.equal(load("msds1", "val", tmp_path).images, val.images)
+
+
+def test_an_interrupted_generation_is_taken_up(small_msds, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "write_json", stop)
+        with pytest.raises(KeyboardInterrupt):
+            load("msds1", "test", tmp_path)
+    expected = msds.render(msds.labels("msds1", "test", 0, 20))
+    assert np.array_equal(arrays(load("msds1", "test", tmp_path)), expected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(msds, "render", stop)
+        with pytest.raises(KeyboardInterrupt):
+            load("msds2", "test", tmp_path)
+    assert not (tmp_path / "msds2").exists()
+
+
+@pytest.mark.parametrize("limit", [1, 7, 10_000])
+def test_a_limit_draws_in_memory(limit, tmp_path):
+    data = load("msds1", "val", tmp_path, limit=min(limit, 40))
+    count = min(limit, 40)
+    labels = msds.labels("msds1", "val", 0, count)
+    assert np.array_equal(data.labels, labels)
+    assert np.array_equal(arrays(data), msds.render(labels))
+    assert files_below(tmp_path) == []
+
+
+def test_a_limit_beyond_the_set(small_msds, tmp_path):
+    assert len(load("msds1", "test", tmp_path, limit=1000).images) == 20
+
+
+# CelebA
+
+
+@pytest.fixture
+def celeba(tmp_path):
+    """Six pictures in the layout of torchvision.datasets.CelebA."""
+    pictures = tmp_path / "celeba" / "img_align_celeba"
+    pictures.mkdir(parents=True)
+    lines = []
+    for number, split in enumerate([0, 0, 0, 1, 1, 2], 1):
+        name = f"{number:06d}.jpg"
+        smooth(178, 218, seed=number).save(pictures / name, quality=95)
+        lines.append(f"{name} {split}\n")
+    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("".join(lines))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("celeba", Image.Resampling.BICUBIC), ("celeba_authors", Image.Resampling.BILINEAR)],
+)
+def test_celeba(name, mode, celeba):
+    for split, numbers in [("train", (1, 2, 3)), ("val", (4, 5)), ("test", (6,))]:
+        expected = []
+        for number in numbers:
+            with Image.open(celeba / "celeba" / "img_align_celeba" / f"{number:06d}.jpg") as image:
+                left, top = (178 - 148) // 2, (218 - 148) // 2
+                square = image.crop((left, top, left + 148, top + 148))
+                expected.append(np.asarray(square.resize((32, 32), mode)))
+        data = load(name, split, celeba)
+        assert np.array_equal(arrays(data), np.stack(expected))
+        assert data.labels is None
+        assert np.array_equal(arrays(load(name, split, celeba, limit=1)), expected[:1])
+
+
+def test_the_two_crops_have_caches_of_their_own(celeba):
+    igf23, authors = (load(name, "train", celeba) for name in ("celeba", "celeba_authors"))
+    assert not torch.equal(igf23.images, authors.images)
+    assert torch.equal(load("celeba", "train", celeba).images, igf23.images)
+
+
+def test_celeba_is_cached(celeba):
+    first = load("celeba", "test", celeba)
+    (celeba / "celeba" / "img_align_celeba" / "000006.jpg").unlink()
+    assert torch.equal(load("celeba", "test", celeba).images, first.images)
+
+
+def said_by(function, *arguments, **named):
+    """The message of the UserError that a call raises: one line."""
+    with pytest.raises(UserError) as error:
+        function(*arguments, **named)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_celeba_says_what_to_put_where(tmp_path):
+    said = said_by(load, "celeba", "train", tmp_path)
+    assert str(tmp_path / "celeba" / "list_eval_partition.txt") in said
+    assert str(tmp_path / "celeba" / "img_align_celeba") in said
+    assert "000001.jpg" in said
+    assert files_below(tmp_path) == []
+
+
+def test_missing_pictures_of_celeba_are_named(celeba):
+    (celeba / "celeba" / "img_align_celeba" / "000002.jpg").unlink()
+    before = files_below(celeba)
+    said = said_by(load, "celeba", "train", celeba)
+    assert "000002.jpg" in said
+    assert "1 of 3" in said
+    assert files_below(celeba) == before
+
+
+@pytest.mark.parametrize("content", ["", "000001.jpg\n", "000001.jpg 0 0 1\n", "\x00\xff binary"])
+def test_damaged_partition_of_celeba(content, celeba):
+    (celeba / "celeba" / "list_eval_partition.txt").write_text(content)
+    assert "celeba" in said_by(load, "celeba", "train", celeba).lower()
+
+
+def test_broken_picture_of_celeba(celeba):
+    path = celeba / "celeba" / "img_align_celeba" / "000004.jpg"
+    path.write_bytes(path.read_bytes()[:500])
+    before = files_below(celeba)
+    assert str(path) in said_by(load, "celeba", "val", celeba)
+    assert files_below(celeba) == before
+
+
+# CIFAR-10 and MNIST, in torchvision's layout
+
+
+def test_cifar10(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    images = {}
+    for name in [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]:
+        images[name] = RNG.integers(0, 256, (1002, 3, 32, 32), dtype=np.uint8)
+        content = {"data": images[name].reshape(1002, 3072), "labels": [0] * 1002}
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+
+    train = np.concatenate([images[f"data_batch_{i}"] for i in range(1, 6)])
+    for split, expected in [
+        ("train", train[:10]),
+        ("val", train[10:]),
+        ("test", images["test_batch"]),
+    ]:
+        assert np.array_equal(load("cifar10", split, tmp_path).images.numpy(), expected)
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+    return header + array.tobytes()
+
+
+@pytest.fixture
+def mnist(tmp_path):
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    images = {}
+    for name, count in [("train", 5010), ("t10k", 20)]:
+        images[name] = RNG.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(idx(images[name]))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(idx(np.zeros(count, np.uint8)))
+    return tmp_path, images
+
+
+def test_mnist_is_padded(mnist):
+    root, images = mnist
+    for split, expected in [
+        ("train", images["train"][:10]),
+        ("val", images["train"][10:]),
+        ("test", images["t10k"]),
+    ]:
+        data = load("mnist", split, root).images
+        assert data.shape == (len(expected), 1, 32, 32)
+        assert np.array_equal(data[:, 0, 2:30, 2:30].numpy(), expected)
+        assert data.sum() == expected.sum(dtype=np.int64)
+
+
+def test_damaged_mnist(mnist):
+    root, _ = mnist
+    path = root / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert str(root / "MNIST") in said_by(load, "mnist", "test", root)
+    assert not (root / "mnist").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw")]
+)
+def test_missing_files_of_torchvision(name, where, tmp_path):
+    assert str(tmp_path / where) in said_by(load, name, "train", tmp_path)
+    assert files_below(tmp_path) == []
+
+
+# A folder of pictures
+
+
+def fill(folder, count=20):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        smooth(40, 50, seed=i).save(folder / f"{i:03d}.png")
+
+
+def bicubic(image):
+    """Largest centred square, resized to 32, as the test understands it."""
+    width, height = image.size
+    edge = min(width, height)
+    left, top = round((width - edge) / 2), round((height - edge) / 2)
+    square = image.crop((left, top, left + edge, top + edge))
+    return np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC))
+
+
+def test_folder_is_split_by_name(tmp_path):
+    fill(tmp_path / "deep" / "er", 20)
+    (tmp_path / "notes.txt").write_text("not a picture")
+    expected = np.stack([bicubic(smooth(40, 50, seed=i)) for i in range(20)])
+    parts = {"val": [8, 18], "test": [9, 19]}
+    parts["train"] = [i for i in range(20) if i % 10 < 8]
+    for split, numbers in parts.items():
+        assert np.array_equal(arrays(load("folder", split, tmp_path)), expected[numbers])
+
+
+def test_folder_with_splits_of_its_own(tmp_path):
+    for split, seed in [("train", 1), ("val", 2), ("test", 3)]:
+        (tmp_path / split / "class").mkdir(parents=True)
+        smooth(64, 32, seed).save(tmp_path / split / "class" / "a.jpg")
+    for split in ("train", "val", "test"):
+        with Image.open(tmp_path / split / "class" / "a.jpg") as image:
+            expected = bicubic(image)
+        assert np.array_equal(arrays(load("folder", split, tmp_path)), expected[None])
+
+
+def test_folder_of_mixed_modes(tmp_path):
+    """Each mode shows the picture that it shows in any viewer."""
+    colour = smooth(32, 32)
+    grey = colour.convert("L")
+    palette = colour.quantize(64)
+    wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    assert (palette.mode, wide.mode) == ("P", "I;16")
+    pictures = {
+        "0_rgb.png": (colour, colour),
+        "1_grey.png": (grey, grey.convert("RGB")),
+        "2_rgba.png": (colour.convert("RGBA"), colour),
+        "3_palette.png": (palette, palette.convert("RGB")),
+        "4_grey_alpha.png": (grey.convert("LA"), grey.convert("RGB")),
+        "5_sixteen_bits.png": (wide, grey.convert("RGB")),
+        "6_one_bit.png": (grey.convert("1"), grey.convert("1").convert("RGB")),
+        "7_sixteen_bits.tif": (wide, grey.convert("RGB")),
+    }
+    for name, (stored, _) in pictures.items():
+        stored.save(tmp_path / name)
+    found = arrays(load("folder", "train", tmp_path))
+    for image, (name, (_, shown)) in zip(found, pictures.items(), strict=True):
+        assert np.array_equal(image, np.asarray(shown)), name
+
+
+def remove_one(folder):
+    (folder / "003.png").unlink()
+
+
+def add_one(folder):
+    smooth(40, 50, seed=99).save(folder / "0035.png")
+
+
+def replace_one(folder):
+    smooth(80, 50, seed=99).save(folder / "003.png")
+
+
+def rename_one(folder):
+    (folder / "003.png").rename(folder / "999.png")
+
+
+def repaint_one(folder):
+    """Another picture of the same size in bytes."""
+    path = folder / "000.bmp"
+    smooth(40, 50, seed=99).save(path)
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 2_000_000_000))
+
+
+@pytest.mark.parametrize("change", [remove_one, add_one, replace_one, rename_one, repaint_one])
+def test_a_changed_folder_is_read_again(change, tmp_path, capsys):
+    fill(tmp_path)
+    smooth(40, 50, seed=50).save(tmp_path / "000.bmp")
+    first = load("folder", "train", tmp_path)
+    assert load("folder", "train", tmp_path).fingerprint == first.fingerprint
+    assert capsys.readouterr().out == ""
+    change(tmp_path)
+    assert load("folder", "train", tmp_path).fingerprint != first.fingerprint
+    assert "again" in capsys.readouterr().out
+
+
+def test_empty_and_missing_folders(tmp_path):
+    assert str(tmp_path) in said_by(load, "folder", "train", tmp_path)
+    assert files_below(tmp_path) == []
+    assert str(tmp_path / "no") in said_by(load, "folder", "train", tmp_path / "no")
+    fill(tmp_path, 5)  # too few for the other splits
+    assert "val" in said_by(load, "folder", "val", tmp_path)
+
+
+def broken_chunk(data):
+    """A PNG whose pixels go on in a chunk of an impossible name."""
+    at = data.index(b"IDAT")
+    length = int.from_bytes(data[at - 4 : at], "big")
+    pixels, rest = data[at + 4 : at + 4 + length], data[at + 8 + length :]
+
+    def chunk(name, content):
+        crc = zlib.crc32(name + content)
+        return len(content).to_bytes(4, "big") + name + content + crc.to_bytes(4, "big")
+
+    half = length // 2
+    parts = chunk(b"IDAT", pixels[:half]) + chunk(b"\0\1\2\3", pixels[half:])
+    return data[: at - 4] + parts + rest
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: b"", lambda data: b"text", lambda data: data[: len(data) // 2], broken_chunk],
+    ids=["empty", "text", "truncated", "chunk"],
+)
+def test_a_broken_picture_is_named(damage, tmp_path):
+    fill(tmp_path)
+    path = tmp_path / "005.png"
+    path.write_bytes(damage(path.read_bytes()))
+    before = files_below(tmp_path)
+    assert str(path) in said_by(load, "folder", "train", tmp_path)
+    assert files_below(tmp_path) == before
+
+
+# A set of one's own
+
+
+def test_a_set_of_ones_own(tmp_path, monkeypatch):
+    made = []
+
+    def make(split, root, workers, progress):
+        made.append(split)
+        return {"images": np.full((4, 32, 32, 1), 7, np.uint8)}
+
+    source = datasets.Source(make, lambda root: {"version": 1}, "own", channels=1)
+    monkeypatch.setitem(datasets.SOURCES, "own", source)
+    for _ in range(2):
+        assert torch.all(load("own", "val", tmp_path, limit=3).images == 7)
+    assert made == ["val"]
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("msds3", "train"), "data set"),
+        (("msds1", "valid"), "split"),
+        (("msds1", "train", 0), "limit"),
+        (("celeba", "train", -1), "limit"),
+    ],
+)
+def test_bad_arguments(arguments, word, tmp_path):
+    name, split, *limit = arguments
+    assert word in said_by(load, name, split, tmp_path, *limit)
+    assert files_below(tmp_path) == []
+
+
+def test_a_file_in_place_of_the_data_folder(small_msds, tmp_path):
+    (tmp_path / "data").write_text("precious")
+    assert "folder" in said_by(load, "msds1", "test", tmp_path / "data")
+    assert "folder" in said_by(load, "folder", "test", tmp_path / "data")
+    assert (tmp_path / "data").read_text() == "precious"

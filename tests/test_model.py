@@ -1,0 +1,210 @@
+"""Flow and prior together: a density known in closed form, noise and samples."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+from support import GOLDEN, PRIORS, golden, lattice_normal, small_flow
+
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published
+from rgflow_core.evaluate import bits_per_dim, summary
+from rgflow_core.flow import lattice_levels
+from rgflow_core.images import from_logit
+
+SMALL = {"image_size": 8, "channels": 3, "coupling_layers": 1, "hidden": 4, "res_blocks": 1}
+REFERENCE = {
+    Prior("laplace"): stats.laplace(scale=1 / math.sqrt(2)),
+    Prior("laplace", "unit_scale"): stats.laplace(),
+    Prior("gaussian"): stats.norm(),
+}
+
+
+def pictures(batch=6, shape=(3, 8, 8)):
+    return torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
+
+
+def random_model(dtype=torch.float32, prior=None, **config):
+    fields = {"channels": 3, "subnet": "lean"} | config
+    return PictureModel(small_flow(dtype, **fields), prior or Prior())
+
+
+# Densities
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_golden_log_prob(name):
+    expected = golden(name)
+    model = PictureModel(load_published(GOLDEN / name), PRIORS[name])
+    log_prob = model.log_prob(expected["image"], expected["noise"])
+    known = expected["log_prob"] + expected["logit_log_det"]
+    torch.testing.assert_close(log_prob, known, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("subnet", ["published", "lean"])
+@pytest.mark.parametrize("prior", REFERENCE, ids=str)
+def test_bits_per_dim_of_the_identity_in_closed_form(prior, subnet):
+    """A fresh flow is the identity: the density is the prior's, of the logit of the picture."""
+    model = PictureModel(RGFlow(RGFlowConfig(**SMALL, subnet=subnet)).double(), prior)
+    images, noise = pictures(), torch.rand(6, 3, 8, 8, dtype=torch.float64)
+
+    x = 0.05 + 0.9 * (images.numpy() + noise.numpy()) / 256
+    y = special.logit(x)
+    log_density = REFERENCE[prior].logpdf(y) + np.log(0.9 / (x * (1 - x)))
+    expected = 8 - log_density.mean((1, 2, 3)) / np.log(2)
+
+    result = model.bits_per_dim(images, noise)
+    assert result.dtype == torch.float64
+    np.testing.assert_allclose(result.detach(), expected, rtol=1e-12)
+
+
+def test_terms_add_up_in_double_precision():
+    model = random_model()
+    y = lattice_normal(model.flow, 4)
+    terms = model.terms(y, torch.ones(4, dtype=torch.float64))
+    assert {term.dtype for term in terms} == {torch.float64}
+    z, log_det = model.flow(y)
+    torch.testing.assert_close(terms.flow, log_det.double())
+    scale = math.sqrt(0.5)
+    log_prior = stats.laplace(scale=scale).logpdf(z.detach().double()).sum((1, 2, 3))
+    np.testing.assert_allclose(terms.prior.detach(), log_prior, rtol=1e-5)
+    assert torch.equal(terms.logit, torch.ones(4, dtype=torch.float64))
+
+
+def test_density_and_samples_are_of_one_distribution():
+    """The density's integral over [0, 1)^D is the share of samples that fall there."""
+    # One block of 2 x 2 grey pixels keeps the variance small.
+    flow = small_flow(image_size=2, kernel=2, coupling_layers=2, subnet="lean")
+    model = PictureModel(flow, Prior("gaussian"))
+    n = 200_000
+    x = torch.rand(n, 1, 2, 2, dtype=torch.float64)
+    images = (x * 256).floor()
+    with torch.no_grad():
+        density = model.log_prob(images.to(torch.uint8), x * 256 - images).exp()
+        samples = from_logit(flow.inverse(model.latents(n))[0], clip=False)
+    inside = ((samples >= 0) & (samples < 1)).flatten(1).all(1).double()
+    error = (density.var() / n + inside.var() / n).sqrt()
+    assert 0.5 < inside.mean() < 0.95
+    assert error < 0.01
+    assert (density.mean() - inside.mean()).abs() < 4 * error
+
+
+# Noise
+
+
+def test_noise_is_a_function_of_the_image_not_of_its_batch():
+    model = random_model()
+    whole = model.noise(torch.arange(20), seed=3, epoch=2)
+    assert whole.shape == (20, 3, 8, 8)
+    assert whole.dtype == torch.float32
+    parts = [model.noise(torch.tensor(i), 3, 2) for i in ([0, 1, 2], [19, 7], [7])]
+    assert torch.equal(parts[0], whole[:3])
+    assert torch.equal(parts[1], whole[[19, 7]])
+    assert torch.equal(parts[2], whole[[7]])
+    epochs = torch.tensor([2, 2, 5])
+    mixed = model.noise(torch.tensor([0, 1, 2]), 3, epochs)
+    assert torch.equal(mixed[:2], whole[:2])
+    assert not torch.equal(mixed[2], whole[2])
+    assert whole.flatten().unique().numel() > 0.999 * whole.numel()
+    assert not torch.equal(model.noise(torch.arange(20), seed=4, epoch=2), whole)
+    assert stats.kstest(whole.flatten(), "uniform").pvalue > 1e-3
+
+
+def test_default_noise():
+    model, images = random_model(), pictures()
+    noise = model.noise(torch.arange(6), seed=5)
+    assert torch.equal(model.log_prob(images, seed=5), model.log_prob(images, noise))
+    assert not torch.equal(model.log_prob(images, seed=6), model.log_prob(images, noise))
+
+
+def test_evaluation_does_not_depend_on_the_batch():
+    model, images = random_model(torch.float64), pictures(11)
+    whole = bits_per_dim(model, images, seed=2, batch=200, progress=False)
+    assert whole.shape == (11,)
+    for batch in (1, 4, 11):
+        parts = bits_per_dim(model, images, seed=2, batch=batch, progress=False)
+        torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
+    torch.testing.assert_close(whole, model.bits_per_dim(images, seed=2).detach())
+
+
+def test_summary():
+    values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
+    expected = {"bpd": 3.0, "stderr": pytest.approx(stats.sem(values.numpy())), "images": 4}
+    assert summary(values) == expected
+    assert summary(values[:1]) == {"bpd": 1.0, "stderr": None, "images": 1}
+
+
+# Samples
+
+
+def test_samples_are_reproducible_in_any_batch():
+    model = random_model()
+    whole = model.sample(7, seed=1)
+    assert whole.shape == (7, 3, 8, 8)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+    assert not whole.requires_grad
+    for batch in (1, 3, 7):
+        torch.testing.assert_close(model.sample(7, seed=1, batch=batch), whole)
+    torch.testing.assert_close(model.sample(3, seed=1), whole[:3])
+    assert (model.sample(7, seed=2) - whole).abs().max() > 0.01
+    latents = model.latents(7, seed=1)
+    assert torch.equal(model.latents(2, seed=1, start=4), latents[4:6])
+    torch.testing.assert_close(from_logit(model.flow.inverse(latents)[0]), whole)
+
+
+@pytest.mark.parametrize("prior", REFERENCE, ids=str)
+def test_latents_follow_the_prior(prior):
+    model = random_model(torch.float64, prior)
+    z = model.latents(200)
+    assert z.isfinite().all()
+    assert stats.kstest(z.flatten().numpy(), REFERENCE[prior].cdf).pvalue > 1e-3
+
+
+def test_temperature_scales_the_latents():
+    model = random_model(torch.float64)
+    z = model.latents(5, seed=3)
+    torch.testing.assert_close(model.latents(5, temperature=0.3, seed=3), 0.3 * z)
+    fine, coarse = (lattice_levels(8, 4) == h for h in (0, 1))
+    mixed = model.latents(5, temperature=(0.2, 0.8), seed=3)
+    torch.testing.assert_close(mixed[..., fine], 0.2 * z[..., fine])
+    torch.testing.assert_close(mixed[..., coarse], 0.8 * z[..., coarse])
+    cold, hot = model.sample(50, temperature=0.01), model.sample(50, temperature=1.0)
+    assert cold.std(0).mean() < 0.1 * hot.std(0).mean()
+    torch.testing.assert_close(
+        model.sample(5, (0.2, 0.8), seed=3), from_logit(model.flow.inverse(mixed)[0]).detach()
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_noise_and_samples_are_the_same_on_a_gpu():
+    model = random_model(torch.float64)
+    noise, sample = model.noise(torch.arange(3)), model.sample(3)
+    model = model.cuda()
+    assert torch.equal(model.noise(torch.arange(3)).cpu(), noise)
+    torch.testing.assert_close(model.sample(3).cpu(), sample)
+
+
+# Bad input
+
+
+def test_wrong_images_and_noise():
+    model = random_model()
+    for bad in (pictures().float(), pictures(2, (1, 8, 8)), pictures(2, (3, 16, 16)), pictures(0)):
+        with pytest.raises(ValueError, match="images must"):
+            model.log_prob(bad)
+    with pytest.raises(ValueError, match="noise must"):
+        model.log_prob(pictures(6), torch.rand(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize("n", [0, -3])
+def test_no_samples(n):
+    with pytest.raises(ValueError, match="n must"):
+        random_model().sample(n)
+
+
+@pytest.mark.parametrize("temperature", [0, math.nan, (1, 1, 1)], ids=str)
+def test_impossible_temperatures(temperature):
+    with pytest.raises(ValueError, match="temperature"):
+        random_model().sample(1, temperature)
