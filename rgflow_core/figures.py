@@ -104,8 +104,8 @@ def bpd_bars(rows: list[dict]) -> Figure:
         axis.text(row["bpd"], k, f"  {row['bpd']:.3f}", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.12)
-    axis.set_xlabel("test bits per dimension (lower is better; bars: two standard errors)")
+    axis.margins(x=0.15)
+    axis.set_xlabel("test bits per dimension ± 2 standard errors")
     return figure
 
 
@@ -152,7 +152,7 @@ def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
     axis.set_yscale("symlog", linthresh=1)
     axis.set_xticks(range(len(levels)), [f"h = {h}" for h in range(len(levels))])
     axis.set(xlabel="RG level (0 is the finest)", ylabel="excess kurtosis")
-    axis.legend(fontsize=7, frameon=False)
+    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -191,7 +191,7 @@ def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
     steps = np.arange(len(mean))
     axis.plot(steps, mean[0] * 4.0**steps, "k:", lw=1, label="edge doubles each level")
     axis.set(yscale="log", xlabel="RG level h (0 is the finest)", ylabel="pixels with 90 %")
-    axis.set_ylim(1, 1300)
+    axis.set_ylim(1, 2000)
     axis.axhline(1024, color="grey", lw=0.8)
     axis.text(0, 1024, " whole picture", fontsize=7, va="bottom", color="grey")
     axis.set_xticks(steps)

@@ -348,7 +348,7 @@ def _train(
                 log.info(f"Epoch {epoch} took {took:.1f} s, {folder}")
                 log.info(f"Validation BPD: {val_bpd['bpd']:.4f}")
                 record(val_bpd=val_bpd["bpd"], val_stderr=val_bpd["stderr"], seconds=took)
-                history.append({"step": step, "images": step * batch_size, **val_bpd})
+                history.append(val_bpd | {"step": step, "images": step * batch_size})
                 sample.write_grid(
                     model.sample(settings.img_samples, seed=settings.seed),
                     folder / "samples" / f"epoch{epoch:03d}.png",
