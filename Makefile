@@ -150,9 +150,11 @@ test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest tests
+	rm -rf runs/notebooks
 	$(PYTHON) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
 
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
+	rm -rf runs/notebooks
 	$(PYTHON) -m nbconvert --to notebook --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 

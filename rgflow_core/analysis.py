@@ -1,6 +1,7 @@
 """What the latents do: their statistics, their receptive fields, and pictures made from them."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +87,10 @@ def receptive_fields(
         for part in z.split(batch):
             tangent = torch.zeros_like(part)
             tangent[:, c, i, j] = 1
-            _, derivative = torch.func.jvp(generate, (part,), (tangent,))
+            with warnings.catch_warnings():
+                # torch's own forward-mode rules warn of torch's own deprecations.
+                warnings.simplefilter("ignore", FutureWarning)
+                _, derivative = torch.func.jvp(generate, (part,), (tangent,))
             rows.append(derivative.abs().sum(1))
         maps.append(torch.cat(rows))
     stack = torch.stack(maps)

@@ -1,12 +1,15 @@
 """Where the study keeps things: its root, stored results, models, published numbers."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
+
+_STARTED = time.perf_counter()
 
 
 def root(start: str | Path = ".") -> Path:
@@ -44,6 +47,7 @@ def write_results(
     name: str,
     numbers: dict,
     arrays: dict[str, np.ndarray] | None = None,
+    seed: int = 0,
     **parameters: object,
 ) -> None:
     """Store what a notebook found: ``NAME.json`` with its provenance, and ``NAME.npz``.
@@ -53,17 +57,21 @@ def write_results(
         name: the notebook's name.
         numbers: JSON values; what the report quotes.
         arrays: what the report draws.
+        seed: of all random choices, for the provenance.
         parameters: of the notebook, for the provenance.
     """
     folder = Path(folder)
     if arrays:
         with replacing(folder / f"{name}.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
-    command = f"papermill notebooks/{name}.ipynb"
-    write_json(
-        folder / f"{name}.json",
-        {"numbers": numbers, "provenance": provenance(command=command, parameters=parameters)},
+    notebook = "_".join(name.split("_")[:2]) if name.startswith("02_") else name
+    source = provenance(
+        command=f"papermill notebooks/{notebook}.ipynb",
+        parameters=parameters,
+        seed=seed,
+        seconds=round(time.perf_counter() - _STARTED, 1),
     )
+    write_json(folder / f"{name}.json", {"numbers": numbers, "provenance": source})
 
 
 def read_results(folder: str | Path, name: str) -> tuple[dict, dict[str, np.ndarray]]:

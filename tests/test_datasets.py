@@ -127,13 +127,12 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_noticed_said_and_repaired(damage, small_msds, tmp_path, capsys):
-    first = load("msds1", "test", tmp_path)
+    images = load("msds1", "test", tmp_path).images.clone()  # not a map of the file
     folder = tmp_path / "msds1"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     DAMAGES[damage](folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} != before
-    again = load("msds1", "test", tmp_path)
-    assert torch.equal(again.images, first.images)
+    assert torch.equal(load("msds1", "test", tmp_path).images, images)
     said = capsys.readouterr().out
     assert "again" in said
     assert str(folder) in said
@@ -169,11 +168,10 @@ def test_an_interrupted_generation_is_taken_up(small_msds, tmp_path, monkeypatch
     assert not (tmp_path / "msds2").exists()
 
 
-@pytest.mark.parametrize("limit", [1, 7, 10_000])
+@pytest.mark.parametrize("limit", [1, 40])
 def test_a_limit_draws_in_memory(limit, tmp_path):
-    data = load("msds1", "val", tmp_path, limit=min(limit, 40))
-    count = min(limit, 40)
-    labels = msds.labels("msds1", "val", 0, count)
+    data = load("msds1", "val", tmp_path, limit=limit)
+    labels = msds.labels("msds1", "val", 0, limit)
     assert np.array_equal(data.labels, labels)
     assert np.array_equal(arrays(data), msds.render(labels))
     assert files_below(tmp_path) == []

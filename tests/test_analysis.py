@@ -1,0 +1,82 @@
+"""Latent statistics, receptive fields, generation steps and mixing."""
+
+import numpy as np
+import pytest
+import torch
+
+from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, analysis
+from rgflow_core.images import from_logit
+
+
+@pytest.fixture
+def model() -> PictureModel:
+    """A small random model, not the identity."""
+    torch.manual_seed(0)
+    config = RGFlowConfig(image_size=8, coupling_layers=1, **LEAN | {"hidden": 8})
+    flow = RGFlow(config)
+    with torch.no_grad():
+        for parameter in flow.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return PictureModel(flow, Prior("gaussian"))
+
+
+@pytest.mark.parametrize(("family", "expected"), [("normal", 0.0), ("laplace", 3.0)])
+def test_kurtosis_of_known_densities(family, expected):
+    draws = getattr(np.random.default_rng(0), family)(size=(2000, 500))
+    result = analysis.excess_kurtosis(torch.from_numpy(draws))
+    assert abs(result.value - expected) < 5 * result.stderr
+    assert 0 < result.stderr < 0.1
+
+
+def test_encode_does_not_depend_on_batching(model):
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    whole, parts = (analysis.encode(model.double(), images, batch=b) for b in (5, 2))
+    torch.testing.assert_close(whole, parts)
+
+
+def test_receptive_field_is_the_mean_absolute_derivative(model):
+    fields, error, positions = analysis.receptive_fields(model, 1, latents=3, samples=4, seed=1)
+    flow, z = model.flow.double(), model.latents(4, seed=1).double()
+    step = 1e-6
+    for field, (c, i, j) in zip(fields, positions.tolist(), strict=True):
+        assert i % 2 == 0
+        assert j % 2 == 0
+        shift = torch.zeros_like(z)
+        shift[:, c, i, j] = step
+        up, down = (from_logit(flow.inverse(z + s)[0], clip=False) for s in (shift, -shift))
+        difference = ((up - down) / (2 * step)).abs().sum(1)
+        torch.testing.assert_close(field, difference.mean(0), rtol=1e-4, atol=1e-7)
+    assert (error >= 0).all()
+
+
+def test_receptive_fields_are_of_the_level_asked_for(model):
+    _, _, positions = analysis.receptive_fields(model, 0, latents=64, samples=2)
+    assert len(positions.unique(dim=0)) == 64
+    assert ((positions[:, 1] % 2 == 1) | (positions[:, 2] % 2 == 1)).all()
+
+
+def test_centred_and_area():
+    maps = torch.zeros(2, 8, 8)
+    maps[0, 7, 0] = 1.0
+    maps[1, 2, 2:6] = 1.0
+    moved = analysis.centred(maps, torch.tensor([[0, 7, 0], [1, 2, 2]]))
+    assert moved[0].argmax() == 4 * 8 + 4
+    assert analysis.area(maps, 0.9).tolist() == [1, 4]
+    assert analysis.area(torch.zeros(1, 8, 8)).tolist() == [0]
+
+
+def test_generation_steps_end_with_the_picture(model):
+    z = model.latents(2)
+    steps = analysis.generation_steps(model.flow, z)
+    assert [step.shape[-1] for step in steps] == [4, 8]
+    torch.testing.assert_close(steps[-1], from_logit(model.flow.inverse(z)[0]))
+
+
+def test_mixing_none_and_all(model):
+    a, b = model.latents(2, seed=0), model.latents(2, seed=1)
+    picture = {k: from_logit(model.flow.inverse(z)[0]) for k, z in (("a", a), ("b", b))}
+    torch.testing.assert_close(analysis.mix(model.flow, a, b, 0), picture["b"])
+    torch.testing.assert_close(analysis.mix(model.flow, a, b, 2), picture["a"])
+    assert not torch.allclose(analysis.mix(model.flow, a, b, 1), picture["a"])
+    with pytest.raises(ValueError, match="level must be from 0 to 2"):
+        analysis.mix(model.flow, a, b, 3)

@@ -1,0 +1,97 @@
+"""Stored results, the report, the notebooks' form, and the Makefile's own checks."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from rgflow_core import report, study
+from rgflow_core.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def test_results_round_trip(tmp_path):
+    study.write_results(tmp_path, "03_x", {"a": 1.5}, {"b/c": np.arange(3)}, seed=4)
+    numbers, arrays = study.read_results(tmp_path, "03_x")
+    assert numbers == {"a": 1.5}
+    assert np.array_equal(arrays["b/c"], np.arange(3))
+    stored = json.loads((tmp_path / "03_x.json").read_text())["provenance"]
+    assert stored["parameters"] == {"seed": 4}
+    assert {"commit", "command", "versions", "hardware", "date"} <= stored.keys()
+    assert study.collect(tmp_path, "p").keys() == {"profile", "03_x"}
+
+
+def test_results_refuse_nan_and_keep_the_old(tmp_path):
+    study.write_results(tmp_path, "n", {"a": 1.0})
+    with pytest.raises(ValueError, match="JSON"):
+        study.write_results(tmp_path, "n", {"a": float("nan")})
+    assert study.read_results(tmp_path, "n")[0] == {"a": 1.0}
+    assert [p.name for p in tmp_path.iterdir()] == ["n.json"]
+
+
+def test_missing_results_and_models_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"n\.json"):
+        study.read_results(tmp_path, "n")
+    with pytest.raises(UserError, match="02_training"):
+        study.models(tmp_path)
+    with pytest.raises(UserError, match="not inside"):
+        study.root(tmp_path)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_form(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "run `make notebooks`"
+    for cell in code:
+        ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
+        assert ignored == ("# NBVAL_IGNORE_OUTPUT:" in cell.source), "an ignored cell says why"
+        assert len(cell.source.splitlines()) <= 40, "longer code belongs in the module"
+
+
+def test_report_is_one_file_with_equations(tmp_path):
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [nbformat.v4.new_markdown_cell("# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n")]
+    nbformat.write(nb, tmp_path / "n.ipynb")
+    report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
+    page = (tmp_path / "n.html").read_text()
+    assert page.count("<math") == 2
+    assert "$" not in page
+    assert "src=" not in page
+
+
+def test_report_refuses_what_would_be_loaded(tmp_path):
+    nb = nbformat.v4.new_notebook()
+    nb.cells = [nbformat.v4.new_markdown_cell('<img src="http://example.invalid/a.png">')]
+    nbformat.write(nb, tmp_path / "n.ipynb")
+    with pytest.raises((UserError, OSError)):
+        report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
+    assert not (tmp_path / "n.html").exists()
+
+
+def test_readme_table_is_the_one_of_the_results(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((ROOT / "README.md").read_text())
+    report.update_readme(ROOT / "figures" / "results.json", copy)
+    assert copy.read_text() == (ROOT / "README.md").read_text()
+
+
+def test_readme_without_markers_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="results: begin"):
+        report.update_readme(ROOT / "figures" / "results.json", tmp_path / "README.md")
+
+
+def test_unknown_profile_is_refused():
+    done = subprocess.run(
+        ["make", "reproduce", "PROFILE=nonsense"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "PROFILE must be one of smoke, default, retrain, paper" in done.stderr
