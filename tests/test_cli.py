@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support import GOLDEN, files_below, small_flow
 
-from rgflow_core import Prior, checkpoints, cli, datasets, evaluate, load, sample, train
+from rgflow_core import Prior, checkpoints, cli, datasets, evaluate, load, msds, sample, train
 from rgflow_core.model import PictureModel
 
 TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
@@ -309,7 +309,8 @@ def test_missing_data(refused, tmp_path):
     refused(train, *TEST_RUN, "--dataset", "folder", "--data-root", "empty", words=["empty"])
 
 
-def test_a_file_in_place_of_a_folder(refused, tmp_path):
+def test_a_file_in_place_of_a_folder(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(msds, "SPLITS", {"train": 20, "val": 20, "test": 20})
     (tmp_path / "file").write_text("precious")
     refused(train, *TEST_RUN, "--out", "file", words=["file"])
     refused(train, *TEST_RUN, "--out", "file/deeper", words=["file"])

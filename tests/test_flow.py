@@ -319,6 +319,16 @@ def test_initial_weights():
             assert torch.all(value == (1 if ".alphas." in name else 0)), name
 
 
+@pytest.mark.parametrize(("subnet", "bound"), [("published", 1), ("lean", 2)])
+def test_log_scales_are_bounded(subnet, bound):
+    """Even wild weights scale a value by no more than exp(1), or exp(2) in the lean subnet."""
+    flow = randomise(small_flow(subnet=subnet), strength=1e4)
+    scale_shift = flow.levels[0].decimator.couplings[0].subnet.prepare()
+    s, t = scale_shift(torch.randn(200, 8, dtype=torch.float64), 0)
+    assert s.abs().max().item() == pytest.approx(bound)
+    assert t.abs().max() > 100
+
+
 # Bad configurations and inputs
 
 

@@ -8,7 +8,7 @@ import torch
 from scipy import special, stats
 from support import GOLDEN, PRIORS, golden, lattice_normal, small_flow
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, counter, load_published
 from rgflow_core.evaluate import bits_per_dim, summary
 from rgflow_core.flow import lattice_levels
 from rgflow_core.images import from_logit
@@ -160,6 +160,19 @@ def test_latents_follow_the_prior(prior):
     z = model.latents(200)
     assert z.isfinite().all()
     assert stats.kstest(z.flatten().numpy(), REFERENCE[prior].cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("prior", REFERENCE, ids=str)
+def test_the_rarest_latents_are_finite_and_symmetric(prior, monkeypatch):
+    model = random_model(torch.float64, prior)
+    extremes = []
+    for u in (0.0, 1 - 2.0**-24):
+        monkeypatch.setattr(
+            counter, "uniform", lambda k, n, dtype, u=u: torch.full((len(k), n), u, dtype=dtype)
+        )
+        extremes.append(model.latents(1))
+    assert extremes[0].isfinite().all()
+    torch.testing.assert_close(extremes[0], -extremes[1])
 
 
 def test_temperature_scales_the_latents():

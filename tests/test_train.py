@@ -153,7 +153,7 @@ def test_a_terminated_run_goes_on_exactly(whole, tmp_path, monkeypatch):
 
 
 def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
-    for _ in range(4):
+    for _ in range(3):
         with monkeypatch.context() as patch:
             calls(patch, train, "dequantise", 3, interrupt)
             with pytest.raises(KeyboardInterrupt):
