@@ -16,6 +16,7 @@ from rgflow_core.errors import UserError
 from rgflow_core.files import replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig
 from rgflow_core.priors import Prior
+from rgflow_core.subnets import WeightNormLinear
 
 # Names inside one coupling layer; everything else is numbered alike in both layouts.
 _LAYOUTS = {
@@ -152,7 +153,10 @@ def _flow_from_published(content: dict, path: Path) -> RGFlow:
         ours = {name: state.pop(theirs) for name, theirs in table.items()}
         dtype = next(iter(ours.values())).dtype
         flow.to(dtype).load_state_dict(ours)
-    except (KeyError, RuntimeError, ValueError, AttributeError) as error:
+        _check_finite(ours, path)
+    except UserError:
+        raise
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: damaged or not an RG-Flow of layout {layout}: {reason}") from None
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
@@ -205,6 +209,8 @@ def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None
     """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
     from safetensors.torch import save_file
 
+    if any(isinstance(m, WeightNormLinear) and m.weight_g is None for m in flow.modules()):
+        raise UserError("a folded flow cannot be saved: save the flow it was folded from")
     header = {
         "format": "rgflow_core",
         "config": json.dumps(flow.config.to_dict()),
@@ -227,23 +233,31 @@ def _load_safetensors(path: Path) -> Loaded:
         raise UserError(f"{path}: not a readable safetensors file (damaged?): {error}") from None
     if header.get("format") != "rgflow_core":
         raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
-    config, prior, provenance = (
-        json.loads(header[name]) for name in ("config", "prior", "provenance")
-    )
-    return Loaded(_build(config, state, path), Prior(**prior), provenance)
-
-
-def _build(config: dict, state: dict[str, Tensor], path: Path) -> RGFlow:
     try:
-        flow = RGFlow(RGFlowConfig(**config))
-        flow.to(next(iter(state.values())).dtype).load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError, ValueError, StopIteration) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: its weights do not fit its config: {reason}") from None
+        content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path}: its header is damaged: {error!r}") from None
+    return _build({**content, "model": state}, path, content["provenance"])
+
+
+def _check_finite(state: dict[str, Tensor], path: Path) -> None:
     bad = [name for name, value in state.items() if not value.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
-    return flow
+
+
+def _build(content: dict, path: Path, metadata: dict) -> Loaded:
+    try:
+        prior, state = Prior(**content["prior"]), content["model"]
+        flow = RGFlow(RGFlowConfig(**content["config"]))
+        flow.to(next(iter(state.values())).dtype).load_state_dict(state)
+    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"{path}: damaged, or its weights do not fit its config: {reason}"
+        ) from None
+    _check_finite(state, path)
+    return Loaded(flow, prior, metadata)
 
 
 def load(path: str | Path) -> Loaded:
@@ -266,8 +280,9 @@ def load(path: str | Path) -> Loaded:
         return _load_safetensors(path)
     content = read_pickle(path)
     if "config" in content:
+        missing = [name for name in ("epoch", "step", "settings") if name not in content]
+        if missing:
+            raise UserError(f"{path}: a damaged training checkpoint without {missing[0]!r}")
         metadata = {name: content[name] for name in ("epoch", "step", "settings")}
-        return Loaded(
-            _build(content["config"], content["model"], path), Prior(**content["prior"]), metadata
-        )
+        return _build(content, path, metadata)
     return Loaded(_flow_from_published(content, path), None, {"source": str(path)})

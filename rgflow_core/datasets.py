@@ -104,8 +104,10 @@ def _decode(paths: list[Path], crop: int | None, resample: str, workers: int, pr
     def one(path: Path) -> np.ndarray:
         try:
             with Image.open(path) as image:
+                if image.mode.startswith("I;16"):  # Pillow would clip, not scale
+                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 image = image.convert("RGB")
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: cannot be read as a picture: {error}") from None
         image = functional.center_crop(image, crop or min(image.size))
         mode = functional.InterpolationMode(resample)
@@ -132,6 +134,9 @@ def _celeba(system: str) -> Source:
             )
         wanted = {"train": "0", "val": "1", "test": "2"}[split]
         rows = [line.split() for line in partition.read_text().splitlines() if line.strip()]
+        bad = [row for row in rows if len(row) != 2]
+        if bad:
+            raise UserError(f"{partition}: damaged CelebA partition: {' '.join(bad[0])!r}")
         paths = [pictures / name for name, number in rows if number == wanted]
         missing = [path for path in paths if not path.is_file()]
         if missing or not paths:
@@ -188,7 +193,10 @@ def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> di
 
 
 def _folder_parameters(root: Path) -> dict:
-    names = "\n".join(f"{p.relative_to(root)} {p.stat().st_size}" for p in _folder_paths(root))
+    names = "\n".join(
+        f"{p.relative_to(root)} {p.stat().st_size} {p.stat().st_mtime_ns}"
+        for p in _folder_paths(root)
+    )
     return {"files": hashlib.sha256(names.encode()).hexdigest()}
 
 
@@ -216,6 +224,8 @@ def _verified(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarra
         entries = content["splits"].get(split)
         if entries is None:
             return None
+        if "images" not in entries:
+            raise UserError(f"{manifest}: damaged")
         for entry in entries.values():
             if sha256(folder / entry["file"]) != entry["sha256"]:
                 raise UserError(f"{folder / entry['file']}: damaged (SHA-256 differs)")
@@ -245,8 +255,8 @@ def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndar
     if manifest.exists():
         try:
             old = read_json(manifest)
-            splits = old["splits"] if old["parameters"] == parameters else {}
-        except (UserError, KeyError, TypeError):
+            splits = dict(old["splits"]) if old["parameters"] == parameters else {}
+        except (ValueError, KeyError, TypeError):
             splits = {}
     write_json(manifest, {"parameters": parameters, "splits": splits | {split: entries}})
 
@@ -284,6 +294,8 @@ def load(
     if limit is not None and limit < 1:
         raise UserError(f"limit must be >= 1, not {limit}")
     root, source = Path(root), SOURCES[name]
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is not a folder; give another data root")
     if limit is not None and name in msds.SETS:
         labels = msds.labels(name, split, 0, min(limit, msds.SPLITS[split]))
         return _data_set({"images": msds.render(labels), "labels": labels}, None)

@@ -80,4 +80,5 @@ class Prior:
         levels = lattice_levels(config.image_size, config.kernel).to(like.device)
         scale = (self.scale * per_level[levels]).expand(config.shape)
         family = Laplace if self.name == "laplace" else Normal
-        return Independent(family(torch.zeros_like(scale), scale), 3)
+        # No validation of values: a density that is not finite is for the caller to see.
+        return Independent(family(torch.zeros_like(scale), scale, validate_args=False), 3)

@@ -9,7 +9,10 @@ import argparse
 import json
 import logging
 import math
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -100,7 +103,10 @@ def check(settings: Settings) -> None:
     for name, allowed in choices.items():
         if getattr(settings, name) not in allowed:
             raise UserError(f"{name} must be one of {allowed}, not {getattr(settings, name)!r}")
-    for name in ("epochs", "batch_size", "workers", "keep", "images_per_epoch", "train_images"):
+    Prior(settings.prior, settings.convention)
+    counts = ("epochs", "batch_size", "workers", "keep", "img_samples")
+    optional = ("images_per_epoch", "train_images", "val_images")
+    for name in counts + optional:
         value = getattr(settings, name)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UserError(f"{name} must be a whole number >= 1, not {value!r}")
@@ -108,6 +114,10 @@ def check(settings: Settings) -> None:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value > 0):
             raise UserError(f"{name} must be a finite number > 0, not {value!r}")
+    for name in ("warmup", "weight_decay"):
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{name} must be a finite number >= 0, not {value!r}")
 
 
 def learning_rate(settings: Settings, step: int, steps: int) -> float:
@@ -157,20 +167,39 @@ def _start_log(folder: Path) -> list[logging.Handler]:
     handlers = [file, _BarHandler()]
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.handlers = handlers
+    log.handlers = list(handlers)
     return handlers
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint a run goes on from: the one within an epoch if any, else the last epoch's."""
     within = folder / "ckpt" / "rgflow_last.pth"
-    epochs = sorted((folder / "ckpt").glob("rgflow_ep*.pth"))
+    epochs = _epoch_files(folder)
     return within if within.exists() else epochs[-1] if epochs else None
+
+
+def _epoch_files(folder: Path) -> list[Path]:
+    """Checkpoints of whole epochs, in order; epoch 1000 comes after 999."""
+    return sorted((folder / "ckpt").glob("rgflow_ep*.pth"), key=lambda p: (len(p.name), p.name))
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, for a loop that stops when its state is whole."""
+    received: list[int] = []
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    for s in before:
+        signal.signal(s, lambda number, _: received.append(number))
+    try:
+        yield received
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
 
 
 def _prune(folder: Path, keep: int, best_epoch: int) -> None:
     """Keep the last ``keep`` epochs' checkpoints and the best by validation."""
-    for path in sorted((folder / "ckpt").glob("rgflow_ep*.pth"))[:-keep]:
+    for path in _epoch_files(folder)[:-keep]:
         if path.name != f"rgflow_ep{best_epoch:03d}.pth":
             path.unlink()
 
@@ -210,7 +239,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     """
     check(settings)
     device = cli.pick_device(settings.device)
-    folder = make_folder(folder)
+    folder = Path(folder)
     final = folder / "model.safetensors"
     config = flow_config(settings)
     resume_from = latest_checkpoint(folder)
@@ -218,9 +247,18 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     if final.exists() and state and state["epoch"] >= settings.epochs:
         return final
 
+    # Before the folder is made: what is missing should leave nothing behind.
+    data, val = (
+        datasets.load(
+            settings.dataset, split, settings.data_root, limit, settings.workers, progress
+        )
+        for split, limit in (("train", settings.train_images), ("val", settings.val_images))
+    )
+    make_folder(folder)
     handlers = _start_log(folder)
     try:
-        return _train(settings, folder, config, device, state, progress)
+        with _deferred_signals() as signals:
+            return _train(settings, folder, config, device, state, data, val, signals, progress)
     finally:
         for handler in handlers:
             log.removeHandler(handler)
@@ -233,14 +271,11 @@ def _train(
     config: RGFlowConfig,
     device: torch.device,
     state: dict | None,
+    data: datasets.DataSet,
+    val: datasets.DataSet,
+    signals: list[int],
     progress: bool,
 ) -> Path:
-    def load(split: str, limit: int | None) -> datasets.DataSet:
-        return datasets.load(
-            settings.dataset, split, settings.data_root, limit, settings.workers, progress
-        )
-
-    data, val = load("train", settings.train_images), load("val", settings.val_images)
     images = data.images.to(device)
     flips = datasets.SOURCES[settings.dataset].flip
     batch_size = min(settings.batch_size, len(images))
@@ -267,6 +302,7 @@ def _train(
         step, seconds, history = state["step"], state["seconds"], state["history"]
         log.info(f"Resuming at step {step} of {steps}")
     metrics = folder / "metrics.jsonl"
+    running = state["running"] if state else []
     _truncate(metrics, step)
     n_parameters = sum(p.numel() for p in flow.parameters())
     log.info(
@@ -282,6 +318,7 @@ def _train(
             "step": step,
             "seconds": seconds + time.perf_counter() - started,
             "history": history,
+            "running": running,
             "config": config.to_dict(),
             "prior": vars(model.prior),
             "settings": json.loads(json.dumps(asdict(settings))),
@@ -294,7 +331,7 @@ def _train(
             file.write(json.dumps({"step": step, "images": step * batch_size} | values) + "\n")
 
     started = saved = time.perf_counter()
-    epoch_started, first_step, running = started, step, []
+    epoch_started, first_step = started, step
     bar = tqdm(
         total=steps * batch_size,
         initial=step * batch_size,
@@ -318,9 +355,11 @@ def _train(
             loss = -log_prob.mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), settings.clip)
+            gradients = [p.grad for p in flow.parameters()]
+            norm = torch.nn.utils.get_total_norm(gradients)
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                 _stop(flow, step, loss)
+            torch.nn.utils.clip_grads_with_norm_(flow.parameters(), settings.clip, norm)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step, steps)
             optimizer.step()
@@ -360,10 +399,11 @@ def _train(
             elif time.perf_counter() - saved > 60 * settings.save_minutes:
                 save("rgflow_last.pth")
                 saved = time.perf_counter()
-    except (KeyboardInterrupt, SystemExit):
-        save("rgflow_last.pth")
-        log.info(f"Stopped at step {step}; the same command with --resume {folder} goes on")
-        raise
+            if signals and step < steps:
+                if in_epoch != epoch_steps:
+                    save("rgflow_last.pth")
+                log.info(f"Stopped at step {step}; the same command with --resume {folder} goes on")
+                raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(143)
     finally:
         bar.close()
 
@@ -396,10 +436,11 @@ def _best(history: list[dict]) -> int:
 def _truncate(metrics: Path, step: int) -> None:
     """Drop lines written after the checkpoint that a run resumes from."""
     if metrics.exists():
-        lines = metrics.read_text().splitlines()
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        # A line without an end was being written when the run was killed.
+        lines = metrics.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         with replacing(metrics) as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.write_text("".join(kept))
 
 
 def _stop(flow: RGFlow, step: int, loss: Tensor) -> None:
@@ -440,7 +481,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=cli.seed, default=default.seed, help="of weights, order, noise")
     add("--model", choices=("published", "lean"), default=default.model, help="80.5 M or 1.64 M")
     add("--keep", type=cli.count, default=default.keep, help="checkpoints kept beside the best")
-    add("--warmup", type=int, default=default.warmup, help="steps of learning-rate warm-up")
+    add("--warmup", type=cli.whole, default=default.warmup, help="steps of learning-rate warm-up")
     add("--schedule", choices=("constant", "cosine"), default=default.schedule, help="decay")
     add("--checkpointing", action="store_true", help="recompute activations: less memory")
     return out
