@@ -21,7 +21,7 @@ def test_results_round_trip(tmp_path):
     assert numbers == {"a": 1.5}
     assert np.array_equal(arrays["b/c"], np.arange(3))
     stored = json.loads((tmp_path / "03_x.json").read_text())["provenance"]
-    assert stored["parameters"] == {"seed": 4}
+    assert stored["seed"] == 4
     assert {"commit", "command", "versions", "hardware", "date"} <= stored.keys()
     assert study.collect(tmp_path, "p").keys() == {"profile", "03_x"}
 
