@@ -1,6 +1,6 @@
 # The RG-Flow reproducibility study. `make help` explains.
 PROFILE ?= default
-SHELL := /bin/bash
+SHELL := /bin/bash -o pipefail
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 
@@ -73,12 +73,14 @@ endif
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 export GOMP_SPINCOUNT ?= 10000
 
-# Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). It appears under its target's name when it is done.
+# Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). It appears under its target's name when it is
+# done. Two run at once, so each line says whose it is; Jupyter's notices about TCP and
+# its own shutting down are left out.
 define run
 @mkdir -p $(R)
 @echo "== notebooks/$(1).ipynb -> $@"
 @$(PYTHON) -m papermill notebooks/$(1).ipynb $(basename $@).partial.ipynb --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
-	-y '$(2)' -p out $(R) $(3) || { echo "error: notebook $(1) failed; as far as it came it is in $(basename $@).partial.ipynb" >&2; exit 1; }
+	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(*F)$(if $*,,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $(basename $@).partial.ipynb" >&2; exit 1; }
 @mv $(basename $@).partial.ipynb $@
 endef
 

@@ -36,6 +36,8 @@ _LAYOUTS = {
     },
 }
 _PARITY = {"authors": "even", "igf23": "odd"}
+CONVENTION = {"authors": "unit_variance", "igf23": "unit_scale"}
+"""Scale convention of the prior that each published system trained with."""
 
 
 class Loaded(NamedTuple):
@@ -142,10 +144,11 @@ def load_published(path: str | Path) -> RGFlow:
         UserError: if the file is missing, damaged, in neither layout, or inconsistent.
     """
     path = Path(path)
-    return _flow_from_published(read_pickle(path), path)
+    return _from_published(read_pickle(path), path)[0]
 
 
-def _flow_from_published(content: dict, path: Path) -> RGFlow:
+def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
+    """The flow of a published checkpoint and its layout."""
     state, layout = _published_state(content, path)
     try:
         flow = RGFlow(_published_config(state, layout))
@@ -163,7 +166,12 @@ def _flow_from_published(content: dict, path: Path) -> RGFlow:
     unknown = [key for key in state if not known.match(key)]
     if unknown:
         raise UserError(f"{path}: {len(unknown)} entries fit no RG-Flow, first {unknown[0]!r}")
-    return flow
+    return flow, layout
+
+
+def _refuse_folded(flow: RGFlow) -> None:
+    if any(isinstance(m, WeightNormLinear) and m.weight_g is None for m in flow.modules()):
+        raise UserError("a folded flow cannot be saved: save the flow it was folded from")
 
 
 def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | None = None) -> None:
@@ -186,6 +194,7 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
             f"layout {layout} needs subnet, order, first_parity = {needed}, not "
             f"{(config.subnet, config.order, config.first_parity)}"
         )
+    _refuse_folded(flow)
     ours = flow.state_dict()
     state = {theirs: ours[name] for name, theirs in _published_names(flow, layout).items()}
     like = next(flow.parameters())
@@ -209,8 +218,7 @@ def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None
     """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
     from safetensors.torch import save_file
 
-    if any(isinstance(m, WeightNormLinear) and m.weight_g is None for m in flow.modules()):
-        raise UserError("a folded flow cannot be saved: save the flow it was folded from")
+    _refuse_folded(flow)
     header = {
         "format": "rgflow_core",
         "config": json.dumps(flow.config.to_dict()),
@@ -285,4 +293,5 @@ def load(path: str | Path) -> Loaded:
             raise UserError(f"{path}: a damaged training checkpoint without {missing[0]!r}")
         metadata = {name: content[name] for name in ("epoch", "step", "settings")}
         return _build(content, path, metadata)
-    return Loaded(_flow_from_published(content, path), None, {"source": str(path)})
+    flow, layout = _from_published(content, path)
+    return Loaded(flow, None, {"source": str(path), "layout": layout})

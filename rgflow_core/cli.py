@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import torch
 
-from rgflow_core.checkpoints import Loaded, load
+from rgflow_core.checkpoints import CONVENTION, Loaded, load
 from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import NAMES, Prior
@@ -81,11 +81,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def load_model(path: str, prior: str | None, device: str) -> tuple[PictureModel, Loaded]:
-    """A picture model from any checkpoint; ``prior`` is needed where the file has none."""
+    """A picture model from any checkpoint.
+
+    ``prior`` is the name of the prior of a published checkpoint, which does not say it; its scale
+    convention is that of the file's layout.
+    """
     loaded = load(path)
-    if loaded.prior is None and prior is None:
-        raise UserError(f"{path}: does not say its prior; add --prior with one of {NAMES}")
-    chosen = Prior(prior) if prior else loaded.prior
+    chosen = loaded.prior
+    if chosen is None:
+        if prior is None:
+            raise UserError(f"{path}: does not say its prior; add --prior with one of {NAMES}")
+        chosen = Prior(prior, CONVENTION[loaded.metadata["layout"]])
+    elif prior not in (None, chosen.name):
+        raise UserError(f"{path}: has the {chosen.name} prior, not {prior}; leave out --prior")
     return PictureModel(loaded.flow, chosen).to(pick_device(device)).eval(), loaded
 
 

@@ -50,6 +50,7 @@ class Source:
         channels: colours of a pixel.
         flip: whether a mirrored picture is as likely as the picture itself.
         cache: folder of the cache below root.
+        arrays: names of what ``make`` gives.
     """
 
     make: Callable[[str, Path, int, bool], dict[str, np.ndarray]]
@@ -57,6 +58,7 @@ class Source:
     cache: str
     channels: int = 3
     flip: bool = True
+    arrays: tuple[str, ...] = ("images",)
 
 
 def _progress(items: Iterable, total: int, what: str, show: bool) -> Iterable:
@@ -93,6 +95,7 @@ def _msds(name: str) -> Source:
         parameters=lambda root: {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS},
         cache=name,
         flip=False,  # a mirrored ellipse sits elsewhere in its tile: another distribution
+        arrays=("images", "labels"),
     )
 
 
@@ -109,6 +112,10 @@ def _decode(paths: list[Path], crop: int | None, resample: str, workers: int, pr
                 image = image.convert("RGB")
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise UserError(f"{path}: cannot be read as a picture: {error}") from None
+        if min(image.size) < (crop or 1):
+            raise UserError(
+                f"{path}: {image.width} x {image.height} is smaller than {crop}; is it CelebA's aligned picture?"
+            )
         image = functional.center_crop(image, crop or min(image.size))
         mode = functional.InterpolationMode(resample)
         return np.asarray(functional.resize(image, SIZE, mode))[None]
@@ -211,7 +218,9 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _verified(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray] | None:
+def _verified(
+    folder: Path, split: str, parameters: dict, names: tuple[str, ...]
+) -> dict[str, np.ndarray] | None:
     """The cached arrays of a split; ``None``, with the reason said, if they cannot be used."""
     manifest = folder / "manifest.json"
     if not manifest.exists():
@@ -224,8 +233,8 @@ def _verified(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarra
         entries = content["splits"].get(split)
         if entries is None:
             return None
-        if "images" not in entries:
-            raise UserError(f"{manifest}: damaged")
+        if set(entries) != set(names):
+            raise UserError(f"{manifest}: damaged (lists other arrays than {', '.join(names)})")
         for entry in entries.values():
             if sha256(folder / entry["file"]) != entry["sha256"]:
                 raise UserError(f"{folder / entry['file']}: damaged (SHA-256 differs)")
@@ -303,11 +312,11 @@ def load(
         raise UserError(f"{root}: no such folder of pictures; give it as the data root")
     folder = root / source.cache
     parameters = source.parameters(root)
-    arrays = _verified(folder, split, parameters)
+    arrays = _verified(folder, split, parameters, source.arrays)
     if arrays is None:
         made = source.make(split, root, workers, progress)
         _store(folder, split, parameters, made)
-        arrays = _verified(folder, split, parameters)
+        arrays = _verified(folder, split, parameters, source.arrays)
     return _data_set(arrays, limit)
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     model, _ = cli.load_model(args.file, args.prior, args.device)
     images = datasets.load(args.dataset, args.split, args.data_root, args.limit).images
     result = summary(bits_per_dim(model, images, args.seed, args.batch_size))
-    result |= {"dataset": args.dataset, "split": args.split, "prior": model.prior.name}
+    result |= {"dataset": args.dataset, "split": args.split, "prior": vars(model.prior)}
     if args.out:
         write_json(args.out, result | {"provenance": provenance(seed=args.seed, file=args.file)})
     print(json.dumps(result))

@@ -51,7 +51,7 @@ def labels(name: str, split: str, start: int, stop: int, seed: int = 0) -> np.nd
     u = (bits.random_raw(n * _DRAWS).reshape(n, _DRAWS) >> np.uint64(11)) * 2.0**-53
 
     def whole(uniform: np.ndarray, low: int, high: int) -> np.ndarray:
-        return np.floor(low + (high - low + 1) * uniform)
+        return low + np.floor((high - low + 1) * uniform)
 
     shared, own = u[:, :4], u[:, 4:].reshape(n, GRID, GRID, 6)
     column, row = np.meshgrid(np.arange(GRID), np.arange(GRID), indexing="ij")

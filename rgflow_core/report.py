@@ -4,6 +4,7 @@
 ``python -m rgflow_core.report readme RESULTS README``.
 """
 
+import html
 import re
 from pathlib import Path
 
@@ -66,18 +67,17 @@ def update_readme(results: str | Path, readme: str | Path) -> None:
         temporary.write_text(f"{head}{begin}\n{table}\n{end}{tail}")
 
 
-def _mathml(markdown: str) -> str:
-    """Replace $$...$$ and $...$ by MathML, which browsers draw without any script."""
+def _mathml(page: str) -> str:
+    """Replace $$...$$ and $...$ in HTML by MathML, which browsers draw without any script."""
     from latex2mathml.converter import convert
 
-    pattern = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
-
     def replace(match: re.Match) -> str:
-        display = match[1] is not None
-        tex = (match[1] or match[2]).strip().replace(r"\Big", "").replace(r"\big", "")
-        return convert(tex, display="block" if display else "inline")
+        tex = html.unescape(match[1] or match[2]).strip()
+        return convert(
+            re.sub(r"\\[bB]ig(?![a-zA-Z])", "", tex), display="block" if match[1] else "inline"
+        )
 
-    return pattern.sub(replace, markdown)
+    return re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", replace, page, flags=re.DOTALL)
 
 
 def write_html(notebook: str | Path, out: str | Path) -> None:
@@ -89,20 +89,17 @@ def write_html(notebook: str | Path, out: str | Path) -> None:
     import nbformat
     from nbconvert import HTMLExporter
 
-    content = nbformat.read(notebook, as_version=4)
-    for cell in content.cells:
-        if cell.cell_type == "markdown":
-            cell.source = _mathml(cell.source)
     exporter = HTMLExporter(
         template_name="basic", exclude_input=True, exclude_input_prompt=True,
         exclude_output_prompt=True, embed_images=True,
     )  # fmt: skip
-    body, _ = exporter.from_notebook_node(content)
+    # After the conversion from Markdown, which would tear MathML apart.
+    body = _mathml(exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
     style = (
         "body{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 system-ui,sans-serif}"
         "img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem;"
         "border-bottom:1px solid #ccc;text-align:left}code{background:#f3f3f3}"
-        ".anchor-link{display:none}"
+        "pre{overflow-x:auto}math{font-family:math,serif}.anchor-link{display:none}"
     )
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>RG-Flow: '

@@ -1,6 +1,7 @@
 """Where the study keeps things: its root, stored results, models, published numbers."""
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ _STARTED = time.perf_counter()
 
 
 def root(start: str | Path = ".") -> Path:
-    """The repository's root, found upwards from ``start``.
+    """The repository's root, found upwards from ``start`` and relative to it.
 
     Raises:
         UserError: outside the repository.
@@ -21,7 +22,7 @@ def root(start: str | Path = ".") -> Path:
     here = Path(start).resolve()
     for folder in (here, *here.parents):
         if (folder / "notebooks").is_dir() and (folder / "rgflow_core").is_dir():
-            return folder
+            return Path(os.path.relpath(folder, here))
     raise UserError(f"{here} is not inside the study's repository; start Jupyter there")
 
 

@@ -27,7 +27,7 @@ from rgflow_core.files import make_folder, provenance, replacing, write_json
 from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
 from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
-from rgflow_core.priors import NAMES, Prior
+from rgflow_core.priors import CONVENTIONS, NAMES, Prior
 
 ORDER_STREAM, FLIP_STREAM = 3, 4
 TEST_MODE_IMAGES = {"train": 128, "val": 64}
@@ -84,6 +84,11 @@ LEAN_RECIPE = {
 }
 # What may differ when a run goes on: none of it changes what is computed.
 _MAY_CHANGE = {"data_root", "device", "workers", "img_samples", "keep", "save_minutes", "epochs"}
+
+
+# What a training checkpoint holds.
+_STATE = {"epoch", "model", "optim", "step", "seconds", "history", "running", "config", "prior"}
+_STATE |= {"settings", "train_fingerprint"}
 
 
 def flow_config(settings: Settings) -> RGFlowConfig:
@@ -207,8 +212,8 @@ def _prune(folder: Path, keep: int, best_epoch: int) -> None:
 def _restore(path: Path, settings: Settings, config: RGFlowConfig) -> dict:
     """A training checkpoint that fits the settings; :class:`UserError` if it does not."""
     state = checkpoints.read_pickle(path)
-    if "settings" not in state:
-        raise UserError(f"{path}: not a training checkpoint of rgflow_core; it cannot be resumed")
+    if missing := _STATE - state.keys():
+        raise UserError(f"{path}: cannot be resumed: it lacks {', '.join(sorted(missing))}")
     old, new = state["settings"], json.loads(json.dumps(asdict(settings)))
     differ = [k for k in new if old.get(k) != new[k] and k not in _MAY_CHANGE]
     if settings.schedule == "cosine" and old["epochs"] != new["epochs"]:
@@ -254,6 +259,8 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         )
         for split, limit in (("train", settings.train_images), ("val", settings.val_images))
     )
+    if state and state["train_fingerprint"] != data.fingerprint:
+        raise UserError(f"{folder}: its training data have changed since; use another run folder")
     make_folder(folder)
     handlers = _start_log(folder)
     try:
@@ -322,6 +329,7 @@ def _train(
             "config": config.to_dict(),
             "prior": vars(model.prior),
             "settings": json.loads(json.dumps(asdict(settings))),
+            "train_fingerprint": data.fingerprint,
         }
         with replacing(folder / "ckpt" / name) as temporary:
             torch.save(content, temporary)
@@ -472,6 +480,10 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=cli.count, default=default.batch_size, help="pictures in a step")
     add("--lr", type=cli.positive, default=default.lr, help="learning rate")
     add("--prior", choices=NAMES, default=default.prior, help="prior of the latents")
+    add(
+        "--convention", choices=CONVENTIONS, default=default.convention,
+        help="prior's scale: unit_variance (authors), or unit_scale (IGF23: Laplace scale 1)",
+    )  # fmt: skip
     add("--out", default="runs", help="folder in which the run's folder is made")
     add("--device", default=default.device, help="auto, cpu, cuda, cuda:1, ...")
     add("--workers", type=cli.count, default=default.workers, help="threads that make data")

@@ -163,6 +163,15 @@ def test_a_folded_flow_is_saved_whole_or_not_at_all(subnet, tmp_path):
         assert torch.allclose(load(path).flow(y)[0], flow(y)[0])
 
 
+@pytest.mark.parametrize("layout", ["authors", "igf23"])
+def test_a_folded_flow_is_not_published(layout, tmp_path):
+    parity = {"authors": "even", "igf23": "odd"}[layout]
+    flow = small_flow(first_parity=parity, subnet="published").fold()
+    with pytest.raises(UserError, match="folded"):
+        save_published(flow, tmp_path / "x.pth", layout)
+    assert files_below(tmp_path) == []
+
+
 # Damage
 
 

@@ -224,7 +224,8 @@ def test_evaluate_published(prior, command, tmp_path):
     bpd = PictureModel(load(file).flow, Prior(prior)).bits_per_dim(images, seed=3)
     assert result["bpd"] == pytest.approx(bpd.mean().item(), rel=1e-9)
     assert result["stderr"] == pytest.approx((bpd.std() / 5**0.5).item(), rel=1e-9)
-    expected = {"images": 5, "dataset": "msds1", "split": "test", "prior": prior}
+    stated = {"name": prior, "convention": "unit_variance"}
+    expected = {"images": 5, "dataset": "msds1", "split": "test", "prior": stated}
     assert result.items() >= expected.items()
     stored = json.loads((tmp_path / "deep" / "result.json").read_text())
     assert stored["provenance"].keys() >= {"commit", "command", "seed", "versions", "hardware"}
@@ -357,6 +358,15 @@ def test_a_published_checkpoint_does_not_say_its_prior(refused):
     for name, _ in PUBLISHED.values():
         refused(evaluate, GOLDEN / name, "--limit", 2, words=["--prior", "gaussian"])
         refused(sample, GOLDEN / name, words=["--prior", "gaussian"])
+
+
+def test_a_published_checkpoint_has_the_convention_of_its_system(command, refused, weights):
+    for name, convention in (("authors", "unit_variance"), ("igf23", "unit_scale")):
+        file = next(GOLDEN / n for n, _ in PUBLISHED.values() if n.startswith(name))
+        model, _ = cli.load_model(file, "laplace", "cpu")
+        assert model.prior == Prior("laplace", convention)
+    other = {"laplace": "gaussian", "gaussian": "laplace"}[load(weights).prior.name]
+    refused(evaluate, weights, "--prior", other, "--limit", 2, words=[other])
 
 
 @pytest.mark.parametrize("which", ["16", "odd"])

@@ -120,6 +120,7 @@ DAMAGES = {
     "splits of another type": edit(lambda c: c.update(splits=[])),
     "no digest": edit(lambda c: c["splits"]["test"]["images"].pop("sha256")),
     "no images": edit(lambda c: c["splits"]["test"].pop("images")),
+    "no labels": edit(lambda c: c["splits"]["test"].pop("labels")),
     "nothing in a split": edit(lambda c: c["splits"].update(test={})),
     "another version": edit(lambda c: c["parameters"].update(version=0)),
 }
@@ -264,6 +265,16 @@ def test_broken_picture_of_celeba(celeba):
     path.write_bytes(path.read_bytes()[:500])
     before = files_below(celeba)
     assert str(path) in said_by(load, "celeba", "val", celeba)
+    assert files_below(celeba) == before
+
+
+def test_pictures_of_celeba_that_are_too_small_to_crop(celeba):
+    path = celeba / "celeba" / "img_align_celeba" / "000004.jpg"
+    smooth(178, 140, seed=0).save(path)
+    before = files_below(celeba)
+    said = said_by(load, "celeba", "val", celeba)
+    assert str(path) in said
+    assert "178 x 140" in said
     assert files_below(celeba) == before
 
 

@@ -248,6 +248,16 @@ def test_settings_of_another_run_are_refused(change, whole):
     assert contents(whole) == before
 
 
+def test_changed_training_data_are_refused(tmp_path, monkeypatch):
+    run(tmp_path, schedule="constant", epochs=1)
+    real = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda *a: replace(real(*a), fingerprint="other"))
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match="data have changed"):
+        run(tmp_path, schedule="constant", epochs=2)
+    assert contents(tmp_path) == before
+
+
 def test_a_model_of_another_config_is_refused(whole, monkeypatch):
     monkeypatch.setattr(train, "LEAN", TINY | {"hidden": 9})
     before = contents(whole)
