@@ -16,7 +16,7 @@ from rgflow_core.errors import UserError
 from rgflow_core.files import replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig
 from rgflow_core.priors import Prior
-from rgflow_core.subnets import WeightNormLinear
+from rgflow_core.subnets import PublishedSubnet
 
 # Names inside one coupling layer; everything else is numbered alike in both layouts.
 _LAYOUTS = {
@@ -109,25 +109,23 @@ def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
     )
 
 
-def _published_names(flow: RGFlow, layout: str) -> dict[str, str]:
-    """Our parameter name -> the published one, for all parameters of a flow."""
+def _published_names(flow: RGFlow, layout: str) -> dict[str, tuple[str, str]]:
+    """Our parameter name -> its two published names, of network S and of network T."""
     names, table = _LAYOUTS[layout], {}
     config = flow.config
-    for level, pair in enumerate(config.couplings):
-        for i, block, couplings in zip(
-            (2 * level, 2 * level + 1), ("decimator", "disentangler"), pair, strict=True
-        ):
-            for k, net in product(range(couplings), "st"):
-                ours = f"levels.{level}.{block}.couplings.{k}.subnet.{net}"
-                theirs = names["network"].format(i=i, net=net, k=k)
-                table[f"{ours}.gain"] = f"{theirs}.{names['gain']}"
-                depth = config.mlp_depth[level] + 1
-                for r, j in product(range(config.res_blocks[level]), range(depth)):
-                    there = f"{theirs}.res_blocks.{r}"
-                    table[f"{ours}.alphas.{r}.{j}"] = f"{there}.{2 * j}.{names['alpha']}"
-                    for part in ("bias", "weight_g", "weight_v"):
-                        linear = f"{there}.{2 * j + 1}.{part}"
-                        table[f"{ours}.linears.{r}.{j}.{part}"] = linear
+    blocks = product(range(config.levels), enumerate(("decimator", "disentangler")))
+    for level, (offset, block) in blocks:
+        for k in range(config.couplings[level][offset]):
+            ours = f"levels.{level}.{block}.couplings.{k}.subnet"
+            inside = {"gain": names["gain"]}
+            depth = config.mlp_depth[level] + 1
+            for r, j in product(range(config.res_blocks[level]), range(depth)):
+                inside[f"alphas.{r}.{j}"] = f"res_blocks.{r}.{2 * j}.{names['alpha']}"
+                for part in ("bias", "weight_g", "weight_v"):
+                    inside[f"linears.{r}.{j}.{part}"] = f"res_blocks.{r}.{2 * j + 1}.{part}"
+            theirs = [names["network"].format(i=2 * level + offset, net=net, k=k) for net in "st"]
+            for mine, published in inside.items():
+                table[f"{ours}.{mine}"] = tuple(f"{network}.{published}" for network in theirs)
     return table
 
 
@@ -153,7 +151,7 @@ def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
     try:
         flow = RGFlow(_published_config(state, layout))
         table = _published_names(flow, layout)
-        ours = {name: state.pop(theirs) for name, theirs in table.items()}
+        ours = {name: torch.stack([state.pop(t) for t in theirs]) for name, theirs in table.items()}
         dtype = next(iter(ours.values())).dtype
         flow.to(dtype).load_state_dict(ours)
         _check_finite(ours, path)
@@ -170,7 +168,7 @@ def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
 
 
 def _refuse_folded(flow: RGFlow) -> None:
-    if any(isinstance(m, WeightNormLinear) and m.weight_g is None for m in flow.modules()):
+    if any(isinstance(m, PublishedSubnet) and m.folded for m in flow.modules()):
         raise UserError("a folded flow cannot be saved: save the flow it was folded from")
 
 
@@ -196,7 +194,11 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
         )
     _refuse_folded(flow)
     ours = flow.state_dict()
-    state = {theirs: ours[name] for name, theirs in _published_names(flow, layout).items()}
+    state = {
+        theirs: value.clone()
+        for name, pair in _published_names(flow, layout).items()
+        for theirs, value in zip(pair, ours[name], strict=True)
+    }
     like = next(flow.parameters())
     edge = torch.arange(config.kernel)
     odd = ((edge[:, None] + edge) % 2).to(like).repeat(config.channels, 1, 1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rgflow_core.subnets import SUBNETS, WeightNormLinear, merge_parity, split_parity
+from rgflow_core.subnets import SUBNETS, PublishedSubnet, merge_parity, split_parity
 
 _CHOICES = {
     "first_parity": ("even", "odd"),
@@ -233,7 +233,16 @@ class BlockBijection(nn.Module):
         return torch.roll(grid, (self.offset, self.offset), (-2, -1)) if self.offset else grid
 
     def _run(self, grid: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        even, odd = split_parity(self._blocks(grid), self.channels, self.kernel)
+        blocks = self._blocks(grid)
+        # Without gradients, part by part: intermediate values then stay in a CPU's cache.
+        whole = torch.is_grad_enabled() or blocks.is_cuda
+        parts = [self._run_blocks(p, inverse) for p in ([blocks] if whole else blocks.split(1024))]
+        blocks, log_det = (torch.cat(p) for p in zip(*parts, strict=True))
+        return self._grid(blocks, grid.shape), log_det.reshape(len(grid), -1).sum(1)
+
+    def _run_blocks(self, blocks: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Blocks (N, C m^2) to blocks and log-determinant (N,)."""
+        even, odd = split_parity(blocks, self.channels, self.kernel)
         a, b = (odd, even) if self.odd_first else (even, odd)
         log_det = a.new_zeros(len(a))
         layers = reversed(self.couplings) if inverse else self.couplings
@@ -244,8 +253,7 @@ class BlockBijection(nn.Module):
             a, b, layer_log_det = step(a, b)
             log_det = log_det + layer_log_det
         even, odd = (b, a) if self.odd_first else (a, b)
-        blocks = merge_parity(even, odd, self.channels, self.kernel)
-        return self._grid(blocks, grid.shape), log_det.reshape(len(grid), -1).sum(1)
+        return merge_parity(even, odd, self.channels, self.kernel), log_det
 
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Grid (B, C, l, l) to grid of the same shape and log-determinant (B,)."""
@@ -393,6 +401,6 @@ class RGFlow(nn.Module):
         """A copy for inference, with weight normalisation folded into plain weights."""
         folded = copy.deepcopy(self).requires_grad_(False)
         for module in folded.modules():
-            if isinstance(module, WeightNormLinear):
+            if isinstance(module, PublishedSubnet):
                 module.fold_()
         return folded

@@ -7,9 +7,8 @@ half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029), e
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -45,10 +44,8 @@ def merge_parity(even: Tensor, odd: Tensor, channels: int, kernel: int) -> Tenso
 
 
 class WeightNormLinear(nn.Module):
-    """Linear layer with W = g v / ||v|| per output row (Salimans and Kingma 2016).
+    """The same layer of S and of T, with W = g v / ||v|| per output row (Salimans and Kingma 2016).
 
-    Written out rather than taken from ``torch.nn.utils.parametrizations`` so that a coupling
-    layer normalises once for its two half-steps, and parameters carry the published names.
     Weights start as U(-b, b) with b = sqrt(2.81 * 3 / fan_in), biases as zero.
 
     Args:
@@ -59,72 +56,37 @@ class WeightNormLinear(nn.Module):
     def __init__(self, fan_in: int, fan_out: int) -> None:
         super().__init__()
         bound = math.sqrt(2.81 * 3 / fan_in)
-        direction = torch.empty(fan_out, fan_in).uniform_(-bound, bound)
+        direction = torch.empty(2, fan_out, fan_in).uniform_(-bound, bound)
         self.weight_v = nn.Parameter(direction)
-        self.weight_g = nn.Parameter(direction.norm(dim=1, keepdim=True))
-        self.bias = nn.Parameter(torch.zeros(fan_out))
+        self.weight_g = nn.Parameter(direction.norm(dim=-1, keepdim=True))
+        self.bias = nn.Parameter(torch.zeros(2, fan_out))
 
-    def weight(self) -> Tensor:
-        """The plain matrix W, shape ``(fan_out, fan_in)``."""
-        if self.weight_g is None:
-            return self.weight_v
-        norm = torch.linalg.vector_norm(self.weight_v, dim=1, keepdim=True)
-        return self.weight_v * (self.weight_g / norm)
-
-    @torch.no_grad()
-    def fold_(self) -> Self:
-        """Replace g and v by W for good: the same function, cheaper, no longer trainable."""
-        self.weight_v = nn.Parameter(self.weight(), requires_grad=False)
-        self.weight_g = None
-        return self
-
-
-class ResidualMLP(nn.Module):
-    """The published network S or T: pre-activation residual blocks, then a gain from zero.
-
-    Each block maps x to (x + f(x)) / sqrt(2) with f = act, linear, act, linear, ..., and
-    act(x) = x sigmoid(alpha x) with a learned alpha per feature.
-
-    Args:
-        features: input and output features, C m^2.
-        res_blocks: number of residual blocks.
-        hidden: width H of the hidden layers.
-        depth: number of hidden layers in a block.
-    """
-
-    def __init__(self, features: int, res_blocks: int, hidden: int, depth: int) -> None:
-        super().__init__()
-        widths = [features, *[hidden] * depth, features]
-        pairs = list(pairwise(widths))
-        self.linears = nn.ModuleList(
-            nn.ModuleList(WeightNormLinear(i, o) for i, o in pairs) for _ in range(res_blocks)
-        )
-        self.alphas = nn.ModuleList(
-            nn.ParameterList(torch.ones(i) for i, _ in pairs) for _ in range(res_blocks)
-        )
-        self.gain = nn.Parameter(torch.zeros(features))
-
-    def weights(self) -> list[list[Tensor]]:
-        """Normalised matrices of all linear layers, to be handed to :meth:`forward`."""
-        return [[linear.weight() for linear in block] for block in self.linears]
-
-    def forward(self, x: Tensor, weights: list[list[Tensor]]) -> Tensor:
-        for linears, alphas, matrices in zip(self.linears, self.alphas, weights, strict=True):
-            hidden = x
-            for linear, alpha, matrix in zip(linears, alphas, matrices, strict=True):
-                hidden = F.linear(hidden * torch.sigmoid(alpha * hidden), matrix, linear.bias)
-            x = (x + hidden) / math.sqrt(2)
-        return x * self.gain
+    def scaled(self, rows: Tensor | None, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights (2, fan_out, fan_in) and biases (2, 1, fan_out), rows and columns multiplied."""
+        gain, bias = self.weight_g, self.bias
+        if rows is not None:
+            gain, bias = gain * rows[..., None], bias * rows
+        # What torch's own parametrisation calls; it wants one matrix.
+        weight = torch._weight_norm(self.weight_v.flatten(0, 1), gain.flatten(0, 1), 0)
+        return weight.view_as(self.weight_v) * columns[:, None], bias[:, None]
 
 
 class PublishedSubnet(nn.Module):
     """Separate networks S and T, each from all C m^2 values (one half zero) to C m^2 values.
 
-    Both half-steps share the pair; s = tanh(S), t = T (Hu et al., section 2 and code).
+    Both half-steps share the pair; s = tanh(S), t = T (Hu et al., section 2 and code). A network is
+    a sequence of residual blocks, then a gain that starts at zero. Each block maps x to
+    (x + f(x)) / sqrt(2) with f = act, linear, act, linear, ..., and act(x) = x sigmoid(alpha x) with
+    a learned alpha per feature. S and T have the same shapes and are computed together.
+
+    act(x) = silu(alpha x) / alpha, so that alpha moves into the linear layers before and after it:
+    one fused operation per activation is left of three.
 
     Args:
         channels, kernel: block shape (C, m, m).
-        res_blocks, hidden, depth: see :class:`ResidualMLP`.
+        res_blocks: number of residual blocks.
+        hidden: width H of the hidden layers.
+        depth: number of hidden layers in a block.
         first_parity: checkerboard half ("even" or "odd") that half-step 0 is conditioned on.
     """
 
@@ -141,21 +103,59 @@ class PublishedSubnet(nn.Module):
         self.block = (channels, kernel)
         self.first_odd = first_parity == "odd"
         features = channels * kernel**2
-        self.s = ResidualMLP(features, res_blocks, hidden, depth)
-        self.t = ResidualMLP(features, res_blocks, hidden, depth)
+        pairs = list(pairwise([features, *[hidden] * depth, features]))
+        self.linears = nn.ModuleList(
+            nn.ModuleList(WeightNormLinear(i, o) for i, o in pairs) for _ in range(res_blocks)
+        )
+        self.alphas = nn.ModuleList(
+            nn.ParameterList(torch.ones(2, i) for i, _ in pairs) for _ in range(res_blocks)
+        )
+        self.gain = nn.Parameter(torch.zeros(2, features))
+        self.folded = False
+
+    def _weights(self) -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
+        """Of each residual block: alpha of its first activation, then its matrices and biases."""
+        for linears, alphas in zip(self.linears, self.alphas, strict=True):
+            if self.folded:
+                yield alphas[0], [(linear.weight_v, linear.bias) for linear in linears]
+                continue
+            # At alpha = 0 the activation is x / 2, and so it is to rounding at 1e-20.
+            alphas = [torch.where(a.abs() < 1e-20, 1e-20, a) for a in alphas]
+            scales = zip(linears, [*alphas[1:], None], alphas, strict=True)
+            yield (
+                alphas[0][:, None],
+                [linear.scaled(rows, columns.reciprocal()) for linear, rows, columns in scales],
+            )
+
+    @torch.no_grad()
+    def fold_(self) -> None:
+        """Replace g, v and alpha by plain weights for good: the same function, not trainable."""
+        for linears, alphas, (alpha, layers) in zip(
+            self.linears, self.alphas, list(self._weights()), strict=True
+        ):
+            alphas[0] = nn.Parameter(alpha, requires_grad=False)
+            for linear, (weight, bias) in zip(linears, layers, strict=True):
+                linear.weight_v = nn.Parameter(weight, requires_grad=False)
+                linear.bias = nn.Parameter(bias, requires_grad=False)
+                linear.weight_g = None
+        self.folded = True
 
     def prepare(self) -> ScaleShift:
-        """Normalise the weights once; the result maps (half, half-step) to (s, t)."""
-        s_weights, t_weights = self.s.weights(), self.t.weights()
+        """Make the weights once; the result maps (half, half-step) to (s, t)."""
+        weights = list(self._weights())
+        in_place = not torch.is_grad_enabled()
 
         def scale_shift(half: Tensor, step: int) -> tuple[Tensor, Tensor]:
             is_odd = self.first_odd != bool(step)
             zero = torch.zeros_like(half)
-            pair = (zero, half) if is_odd else (half, zero)
-            x = merge_parity(*pair, *self.block)
-            other = 0 if is_odd else 1
-            s = split_parity(self.s(x, s_weights), *self.block)[other]
-            t = split_parity(self.t(x, t_weights), *self.block)[other]
+            x = merge_parity(*((zero, half) if is_odd else (half, zero)), *self.block)
+            for alpha, layers in weights:
+                hidden = x * alpha
+                for weight, bias in layers:
+                    hidden = torch.baddbmm(bias, F.silu(hidden, inplace=in_place), weight.mT)
+                x = (x + hidden) * math.sqrt(0.5)
+            x = x * self.gain[:, None]
+            s, t = split_parity(x, *self.block)[0 if is_odd else 1]
             return torch.tanh(s), t
 
         return scale_shift

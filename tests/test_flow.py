@@ -309,14 +309,38 @@ def test_initial_weights():
     flow = RGFlow(RGFlowConfig(coupling_layers=1, res_blocks=2))
     for name, value in flow.named_parameters():
         if name.endswith("weight_v"):
-            bound = (2.81 * 3 / value.shape[1]) ** 0.5
+            bound = (2.81 * 3 / value.shape[-1]) ** 0.5
             assert value.abs().max() <= bound
             assert value.abs().max() > 0.99 * bound
         elif name.endswith("weight_g"):
             direction = flow.get_parameter(name.replace("weight_g", "weight_v"))
-            assert torch.equal(value, direction.norm(dim=1, keepdim=True))
+            assert torch.equal(value, direction.norm(dim=-1, keepdim=True))
         else:
             assert torch.all(value == (1 if ".alphas." in name else 0)), name
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-30, -1e-9, 1e-3])
+def test_activation_with_small_alpha(alpha):
+    """x sigmoid(alpha x) is computed as silu(alpha x) / alpha; alpha may still be 0."""
+    flow = randomise(small_flow(subnet="published"), strength=0.5)
+    subnet = flow.levels[0].decimator.couplings[0].subnet
+    for alphas in subnet.alphas:
+        alphas[1].data[:, 0] = alpha
+    half = torch.randn(20, subnet.gain.shape[1] // 2, dtype=torch.float64)
+    x = merge_parity(half, torch.zeros_like(half), *subnet.block)
+    s, t = subnet.prepare()(half, 0)
+    for net, ours in ((0, s), (1, t)):
+        out = x
+        for linears, alphas in zip(subnet.linears, subnet.alphas, strict=True):
+            hidden = out
+            for linear, a in zip(linears, alphas, strict=True):
+                v, g = linear.weight_v[net], linear.weight_g[net]
+                weight = g * v / v.norm(dim=1, keepdim=True)
+                hidden = hidden * torch.sigmoid(a[net] * hidden)
+                hidden = hidden @ weight.T + linear.bias[net]
+            out = (out + hidden) / 2**0.5
+        expected = split_parity(out * subnet.gain[net], *subnet.block)[1]
+        close(ours, torch.tanh(expected) if net == 0 else expected, 1e-12)
 
 
 @pytest.mark.parametrize(("subnet", "bound"), [("published", 1), ("lean", 2)])
