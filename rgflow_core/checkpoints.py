@@ -5,6 +5,8 @@ Nothing here executes code from a file: pickles are read with ``weights_only=Tru
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -46,6 +48,28 @@ class Loaded(NamedTuple):
     flow: RGFlow
     prior: Prior | None
     metadata: dict
+
+
+@contextmanager
+def refusing_damage(path: Path) -> Iterator[None]:
+    """Turn the errors that a damaged or foreign file causes into one :class:`UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError,
+            ValueError) as error:  # fmt: skip
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"it lacks {reason}"
+        raise UserError(f"{path}: damaged or not a checkpoint of RG-Flow: {reason}") from None
+
+
+def check_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raise :class:`UserError` if a tensor holds NaN or infinity."""
+    bad = [name for name, value in state.items() if not value.isfinite().all()]
+    if bad:
+        raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
 
 
 def read_pickle(path: str | Path) -> dict:
@@ -148,23 +172,32 @@ def load_published(path: str | Path) -> RGFlow:
 def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
     """The flow of a published checkpoint and its layout."""
     state, layout = _published_state(content, path)
-    try:
+    with refusing_damage(path):
         flow = RGFlow(_published_config(state, layout))
+        for name, mask in _masks(flow, layout).items():
+            if name in state and not torch.equal(state[name].reshape(mask.shape).to(mask), mask):
+                raise UserError(f"{path}: {name} is not the checkerboard of layout {layout}")
         table = _published_names(flow, layout)
         ours = {name: torch.stack([state.pop(t) for t in theirs]) for name, theirs in table.items()}
-        dtype = next(iter(ours.values())).dtype
-        flow.to(dtype).load_state_dict(ours)
-        _check_finite(ours, path)
-    except UserError:
-        raise
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged or not an RG-Flow of layout {layout}: {reason}") from None
+        check_finite(ours, path)
+        flow.to(next(iter(ours.values())).dtype).load_state_dict(ours)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
     unknown = [key for key in state if not known.match(key)]
     if unknown:
         raise UserError(f"{path}: {len(unknown)} entries fit no RG-Flow, first {unknown[0]!r}")
     return flow, layout
+
+
+def _masks(flow: RGFlow, layout: str) -> dict[str, Tensor]:
+    """The layout's mask buffers; either code calls "mask" what conditions the first half-step."""
+    edge = torch.arange(flow.config.kernel)
+    odd = ((edge[:, None] + edge) % 2).repeat(flow.config.channels, 1, 1)
+    masks = (odd, 1 - odd) if _PARITY[layout] == "odd" else (1 - odd, odd)
+    return {
+        name.format(i=i): mask
+        for i in range(2 * flow.config.levels)
+        for name, mask in zip(_LAYOUTS[layout]["masks"], masks, strict=True)
+    }
 
 
 def _refuse_folded(flow: RGFlow) -> None:
@@ -200,13 +233,7 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
         for theirs, value in zip(pair, ours[name], strict=True)
     }
     like = next(flow.parameters())
-    edge = torch.arange(config.kernel)
-    odd = ((edge[:, None] + edge) % 2).to(like).repeat(config.channels, 1, 1)
-    # Either code calls "mask" what conditions the first half-step.
-    masks = (odd, 1 - odd) if _PARITY[layout] == "odd" else (1 - odd, odd)
-    for i in range(2 * config.levels):
-        for name, mask in zip(_LAYOUTS[layout]["masks"], masks, strict=True):
-            state[name.format(i=i)] = mask
+    state |= {name: mask.to(like) for name, mask in _masks(flow, layout).items()}
     if layout == "authors":
         state["prior.scale"] = like.new_tensor((prior or Prior()).scale)
         content = {"flow": state}
@@ -243,30 +270,17 @@ def _load_safetensors(path: Path) -> Loaded:
         raise UserError(f"{path}: not a readable safetensors file (damaged?): {error}") from None
     if header.get("format") != "rgflow_core":
         raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
-    try:
+    with refusing_damage(path):
         content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path}: its header is damaged: {error!r}") from None
     return _build({**content, "model": state}, path, content["provenance"])
 
 
-def _check_finite(state: dict[str, Tensor], path: Path) -> None:
-    bad = [name for name, value in state.items() if not value.isfinite().all()]
-    if bad:
-        raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
-
-
 def _build(content: dict, path: Path, metadata: dict) -> Loaded:
-    try:
+    with refusing_damage(path):
         prior, state = Prior(**content["prior"]), content["model"]
         flow = RGFlow(RGFlowConfig(**content["config"]))
+        check_finite(state, path)
         flow.to(next(iter(state.values())).dtype).load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError, ValueError, AttributeError, StopIteration) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: damaged, or its weights do not fit its config: {reason}"
-        ) from None
-    _check_finite(state, path)
     return Loaded(flow, prior, metadata)
 
 
@@ -290,10 +304,8 @@ def load(path: str | Path) -> Loaded:
         return _load_safetensors(path)
     content = read_pickle(path)
     if "config" in content:
-        missing = [name for name in ("epoch", "step", "settings") if name not in content]
-        if missing:
-            raise UserError(f"{path}: a damaged training checkpoint without {missing[0]!r}")
-        metadata = {name: content[name] for name in ("epoch", "step", "settings")}
+        with refusing_damage(path):
+            metadata = {name: content[name] for name in ("epoch", "step", "settings")}
         return _build(content, path, metadata)
     flow, layout = _from_published(content, path)
     return Loaded(flow, None, {"source": str(path), "layout": layout})

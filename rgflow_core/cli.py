@@ -38,13 +38,6 @@ def count(text: str) -> int:
     return value
 
 
-def whole(text: str) -> int:
-    """A whole number >= 0."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 0, not {text!r}")
-    return int(text)
-
-
 def positive(text: str) -> float:
     """A finite number > 0."""
     try:

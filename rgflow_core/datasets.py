@@ -6,6 +6,8 @@ verification follow.
 """
 
 import hashlib
+import json
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -50,7 +52,6 @@ class Source:
         channels: colours of a pixel.
         flip: whether a mirrored picture is as likely as the picture itself.
         cache: folder of the cache below root.
-        arrays: names of what ``make`` gives.
     """
 
     make: Callable[[str, Path, int, bool], dict[str, np.ndarray]]
@@ -58,7 +59,6 @@ class Source:
     cache: str
     channels: int = 3
     flip: bool = True
-    arrays: tuple[str, ...] = ("images",)
 
 
 def _progress(items: Iterable, total: int, what: str, show: bool) -> Iterable:
@@ -95,11 +95,12 @@ def _msds(name: str) -> Source:
         parameters=lambda root: {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS},
         cache=name,
         flip=False,  # a mirrored ellipse sits elsewhere in its tile: another distribution
-        arrays=("images", "labels"),
     )
 
 
-def _decode(paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool):  # noqa: ANN202
+def _decode(
+    paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool
+) -> dict[str, np.ndarray]:
     """Decode pictures, centre crop (``None``: the largest square), resize to 32."""
     from PIL import Image
     from torchvision.transforms import functional
@@ -166,9 +167,9 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
 
         try:
             whole = getattr(datasets, name)(str(root), train=split != "test", download=False)
-        except RuntimeError as error:
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"{name} is not here: put torchvision's files at {root / where} ({error})"
+                f"{name} is not here, or damaged: put torchvision's files at {root / where} ({error})"
             ) from None
         images = np.asarray(whole.data)
         if name == "MNIST":
@@ -186,7 +187,7 @@ def _folder_paths(root: Path) -> list[Path]:
 
 
 def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
-    if all((root / s).is_dir() for s in SPLITS):
+    if any((root / s).is_dir() for s in SPLITS):
         paths = _folder_paths(root / split)
     else:
         # Of every ten pictures in order of their names, the 9th validates and the 10th tests.
@@ -194,7 +195,8 @@ def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> di
         paths = [path for i, path in enumerate(_folder_paths(root)) if i % 10 in rest]
     if not paths:
         raise UserError(
-            f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there"
+            f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or "
+            f"some into each of {', '.join(SPLITS)}"
         )
     return _decode(paths, None, "bicubic", workers, progress)
 
@@ -218,56 +220,61 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _verified(
-    folder: Path, split: str, parameters: dict, names: tuple[str, ...]
-) -> dict[str, np.ndarray] | None:
-    """The cached arrays of a split; ``None``, with the reason said, if they cannot be used."""
-    manifest = folder / "manifest.json"
-    if not manifest.exists():
-        return None
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(folder: Path, parameters: dict) -> dict:
+    """The splits cached in a folder; none, with the reason said, if they cannot be used."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return {}
     try:
-        content = read_json(manifest)
-        if content["parameters"] != parameters:
-            print(f"{folder}: made with other parameters: making {split} again")
-            return None
-        entries = content["splits"].get(split)
-        if entries is None:
-            return None
-        if set(entries) != set(names):
-            raise UserError(f"{manifest}: damaged (lists other arrays than {', '.join(names)})")
-        for entry in entries.values():
-            if sha256(folder / entry["file"]) != entry["sha256"]:
-                raise UserError(f"{folder / entry['file']}: damaged (SHA-256 differs)")
-        return {
-            name: np.load(folder / entry["file"], mmap_mode="c") for name, entry in entries.items()
-        }
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        print(f"{error}: making {split} of {folder} again")
+        content = read_json(path)
+        if content.pop("sha256") != _digest(content):
+            raise UserError(f"{path}: damaged (SHA-256 differs)")
+        if content["parameters"] != json.loads(json.dumps(parameters)):
+            raise UserError(f"{folder}: made with other parameters")
+        return content["splits"]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        print(f"{path}: {error}: its data are made again", file=sys.stderr)
+        return {}
+
+
+def _cached(folder: Path, entries: dict) -> dict[str, np.ndarray] | None:
+    """The verified arrays of a split; ``None``, with the reason said, if they are damaged."""
+    arrays = {}
+    try:
+        for name, (file, digest) in entries.items():
+            if sha256(folder / file) != digest:
+                raise UserError(f"{folder / file}: damaged (SHA-256 differs)")
+            arrays[name] = np.load(folder / file, mmap_mode="c")
+    except (OSError, ValueError) as error:
+        print(f"{error}: made again", file=sys.stderr)
         return None
+    return arrays
 
 
 def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndarray]) -> None:
     make_folder(folder)
-    manifest = folder / "manifest.json"
     entries = {}
     for name, array in arrays.items():
         file = folder / f"{split}_{name}.npy"
         with replacing(file) as temporary:
             np.save(temporary, array)
-            entries[name] = {
-                "file": file.name,
-                "sha256": sha256(temporary),
-                "shape": list(array.shape),
-                "dtype": str(array.dtype),
-            }
-    splits = {}
-    if manifest.exists():
-        try:
-            old = read_json(manifest)
-            splits = dict(old["splits"]) if old["parameters"] == parameters else {}
-        except (ValueError, KeyError, TypeError):
-            splits = {}
-    write_json(manifest, {"parameters": parameters, "splits": splits | {split: entries}})
+            entries[name] = [file.name, sha256(temporary)]
+    splits = _manifest(folder, parameters) | {split: entries}
+    content = {"parameters": parameters, "splits": splits}
+    write_json(folder / "manifest.json", content | {"sha256": _digest(content)})
+
+
+def _check_made(arrays: dict[str, np.ndarray], name: str, channels: int) -> None:
+    images = arrays["images"]
+    if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, channels) or not len(images):
+        raise UserError(
+            f"data set {name}: its source must make uint8 images (N >= 1, {SIZE}, {SIZE}, "
+            f"{channels}), not {images.dtype} {images.shape}"
+        )
 
 
 def load(
@@ -312,11 +319,12 @@ def load(
         raise UserError(f"{root}: no such folder of pictures; give it as the data root")
     folder = root / source.cache
     parameters = source.parameters(root)
-    arrays = _verified(folder, split, parameters, source.arrays)
+    entries = _manifest(folder, parameters).get(split)
+    arrays = _cached(folder, entries) if entries else None
     if arrays is None:
-        made = source.make(split, root, workers, progress)
-        _store(folder, split, parameters, made)
-        arrays = _verified(folder, split, parameters, source.arrays)
+        arrays = source.make(split, root, workers, progress)
+        _check_made(arrays, name, source.channels)
+        _store(folder, split, parameters, arrays)
     return _data_set(arrays, limit)
 
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from rgflow_core import cli, datasets
 from rgflow_core.errors import UserError
-from rgflow_core.files import provenance, write_json
+from rgflow_core.files import check_writable, provenance, write_json
 from rgflow_core.model import PictureModel
 
 
@@ -68,6 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.out and Path(args.out).exists():
         raise UserError(f"{args.out} exists; give another name, results are not overwritten")
+    check_writable(Path(args.out or ".").parent)
     model, _ = cli.load_model(args.file, args.prior, args.device)
     images = datasets.load(args.dataset, args.split, args.data_root, args.limit).images
     result = summary(bits_per_dim(model, images, args.seed, args.batch_size))

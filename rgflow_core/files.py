@@ -28,6 +28,17 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def check_writable(folder: str | Path) -> None:
+    """Raise :class:`UserError` before any work if a folder could not be made or written to."""
+    for here in (Path(folder), *Path(folder).resolve().parents):
+        if here.exists():
+            if not here.is_dir():
+                raise UserError(f"{here}: is a file, not a folder; choose another place")
+            if not os.access(here, os.W_OK):
+                raise UserError(f"{here}: cannot be written to; choose another place")
+            return
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it when done.
@@ -91,7 +102,7 @@ def _processor() -> str:
 
 def provenance(**more: object) -> dict:
     """Commit, versions, hardware and date, plus what the caller adds (command, seed, ...)."""
-    packages = ("torch", "numpy", "matplotlib", "rgflow_core")
+    packages = ("torch", "numpy", "matplotlib")
     commit = _git("rev-parse", "HEAD")
     return {
         "commit": commit or "not a git checkout",

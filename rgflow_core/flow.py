@@ -320,6 +320,9 @@ class RGFlow(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1:] != self.config.shape or not len(x):
             raise ValueError(f"expected shape (B >= 1, {self.config.shape}), got {tuple(x.shape)}")
+        dtype = next(self.parameters()).dtype
+        if x.dtype != dtype:
+            raise ValueError(f"expected {dtype} like the weights, got {x.dtype}")
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inference (renormalization): y (B, C, L, L) to z and log|det dz/dy| (B,).

@@ -39,6 +39,8 @@ class PictureModel(nn.Module):
 
     def __init__(self, flow: RGFlow, prior: Prior) -> None:
         super().__init__()
+        if not isinstance(prior, Prior):  # a published checkpoint is loaded with None
+            raise ValueError(f'prior must be a Prior, such as Prior("laplace"), not {prior!r}')
         self.flow, self.prior = flow, prior
 
     @property
@@ -77,6 +79,9 @@ class PictureModel(nn.Module):
             noise = self.noise(torch.arange(len(images)), seed)
         if noise.shape != images.shape:
             raise ValueError(f"noise must have the images' shape, not {tuple(noise.shape)}")
+        if not ((noise >= 0) & (noise < 1)).all():
+            raise ValueError("noise must lie in [0, 1)")
+        noise = noise.to(self._like)
         x = dequantise(images.to(noise.device), noise)
         return sum(self.terms(*to_logit(x)))
 

@@ -109,17 +109,17 @@ def _exact(angle: np.ndarray, pixel: np.ndarray, colour: np.ndarray) -> np.ndarr
     """Premultiplied values (P,) of single pixels of rotated tiles, rounded as Pillow rounds.
 
     Args:
-        angle: (P,), degrees counter-clockwise.
+        angle: (P,), degrees counter-clockwise in [0, 360).
         pixel: (P,), 0 ... 63 in the tile.
         colour: (P,), the ellipse's value in this channel.
     """
-    radians = [-math.radians(a % 360.0) for a in angle]
+    radians = [-math.radians(a) for a in angle]
     cos, sin = (np.array([round(f(a), 15) for a in radians]) for f in (math.cos, math.sin))
     x, y = _source(cos, sin, _PX[pixel], _PY[pixel])
     inside = (x >= 0) & (x < TILE) & (y >= 0) & (y < TILE)
     value = np.where(inside, _bicubic(x, y, colour), 0.0)
     # Pillow turns multiples of 90 degrees without interpolating.
-    quarter, rest = np.divmod(angle % 360.0, 90.0)
+    quarter, rest = np.divmod(angle, 90.0)
     value = np.where(rest == 0, _TURNED[quarter.astype(int), pixel] * colour, value)
     return np.floor(value.clip(0, 255))
 
@@ -170,11 +170,17 @@ def _check_labels(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
+def _turn(angle: np.ndarray) -> np.ndarray:
+    """Degrees in [0, 360): the remainder of a tiny negative angle rounds to 360."""
+    angle = angle % 360.0
+    return np.where(angle == 360.0, 0.0, angle)
+
+
 def _premultiplied(angle: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What the pixels of n rotated tiles hold before they are pasted.
 
     Args:
-        angle: (n,), degrees counter-clockwise.
+        angle: (n,), degrees counter-clockwise in [0, 360).
         colour: (4, n), R, G, B and 255.
 
     Returns:
@@ -182,7 +188,7 @@ def _premultiplied(angle: np.ndarray, colour: np.ndarray) -> tuple[np.ndarray, n
     """
     starts, rises, positions = _table()
     count = len(starts) // _STEPS
-    step, part = np.divmod(angle % 360.0 * (_STEPS / 360.0), 1.0)
+    step, part = np.divmod(angle * (_STEPS / 360.0), 1.0)
     # The last interval ends where the first begins; rounding can put a tiny angle beyond it.
     entry = step.astype(np.intp) % _STEPS * count + np.arange(count)[:, None]
     cover = rises.take(entry)
@@ -236,6 +242,7 @@ def render(labels: np.ndarray, chunk: int = 256) -> np.ndarray:
         for i in range(GRID):
             for j in range(GRID):
                 x, y, angle = part[:, i, j, :3].T
+                angle = _turn(angle)
                 values, position = _premultiplied(angle, colour[i, j])
                 corner = (y + TILE) * _EDGE + x + TILE + np.arange(n) * _EDGE * _EDGE
                 position += corner.astype(np.intp)

@@ -67,7 +67,7 @@ class Prior:
         Raises:
             ValueError: if a temperature is not positive and finite, or the count is wrong.
         """
-        values = tuple(temperature) if isinstance(temperature, Sequence) else (temperature,)
+        values = torch.as_tensor(temperature, dtype=torch.float64).flatten().tolist()
         if len(values) not in (1, config.levels):
             raise ValueError(
                 f"temperature must be one value or {config.levels}, one per level, finest first; "

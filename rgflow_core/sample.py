@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from rgflow_core import cli
 from rgflow_core.errors import UserError
-from rgflow_core.files import replacing
+from rgflow_core.files import check_writable, replacing
 
 
 def main() -> None:
@@ -30,6 +32,7 @@ def main() -> None:
     out = Path(args.out)
     if out.exists():
         raise UserError(f"{out} exists; give another name with --out, nothing is overwritten")
+    check_writable(out.parent)
     if out.suffix != ".png":
         raise UserError(f"--out must end in .png, not {args.out!r}")
     model, _ = cli.load_model(args.file, args.prior, args.device)
@@ -38,7 +41,7 @@ def main() -> None:
     print(out)
 
 
-def write_grid(pictures, path: str | Path) -> None:  # noqa: ANN001
+def write_grid(pictures: Tensor, path: str | Path) -> None:
     """Write pictures (N, C, L, L) in [0, 1] as one PNG, in a square grid."""
     from torchvision.utils import save_image
 

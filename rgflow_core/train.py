@@ -2,7 +2,7 @@
 
 Every random choice that touches a picture (order, flip, dequantisation noise) is a function of
 the seed, the pass through the data and the picture's index, so that a run that was stopped and
-resumed equals one that never stopped, bit for bit on a CPU.
+resumed equals one that never stopped, bit for bit on a CPU with the same number of threads.
 """
 
 import argparse
@@ -10,12 +10,14 @@ import json
 import logging
 import math
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,106 +25,102 @@ from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample
 from rgflow_core.errors import UserError
-from rgflow_core.files import make_folder, provenance, replacing, write_json
+from rgflow_core.files import check_writable, make_folder, provenance, replacing, write_json
 from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
 from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
 
 ORDER_STREAM, FLIP_STREAM = 3, 4
-TEST_MODE_IMAGES = {"train": 128, "val": 64}
+TEST_MODE = {"train_images": 128, "val_images": 64}
 
 log = logging.getLogger("rgflow")
 
 
+def _knob(default: object, text: str, **rule: object) -> Any:
+    """A field of :class:`Settings`: ``rule`` is choices, or least or above for a number."""
+    return field(default=default, metadata={"help": text, **rule})
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Every knob of a run. Defaults are IGF23's; :data:`LEAN_RECIPE` is ours for a CPU.
+    """Every knob of a run, each also a flag of the command line.
 
-    Attributes:
-        images_per_epoch: pictures between two validations; default one pass through the data.
-        val_images: validate on the first so many pictures; default all.
-        train_images: train on the first so many pictures; default all.
-        warmup: steps over which the learning rate rises from 0.
-        schedule: "constant", or "cosine" down to 0 at the last step.
-        checkpointing: recompute activations in the backward pass, to save memory.
-        save_minutes: write a checkpoint within an epoch this often.
+    Defaults are IGF23's; :data:`LEAN_RECIPE` is ours for a CPU.
+
+    Raises:
+        UserError: names the value and what is allowed.
     """
 
-    dataset: str = "msds1"
-    data_root: str = "data"
-    model: str = "published"
-    prior: str = "laplace"
-    convention: str = "unit_variance"
-    epochs: int = 60
-    batch_size: int = 512
-    lr: float = 1e-3
-    weight_decay: float = 5e-5
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = 1.0
-    warmup: int = 0
-    schedule: str = "constant"
-    seed: int = 0
-    images_per_epoch: int | None = None
-    train_images: int | None = None
-    val_images: int | None = None
-    checkpointing: bool = False
-    device: str = "auto"
-    workers: int = 8
-    img_samples: int = 16
-    keep: int = 2
-    save_minutes: float = 10.0
+    dataset: str = _knob("msds1", "data set", choices=datasets.SOURCES)
+    data_root: str = _knob("data", "data folder; of data set folder: the pictures' own")
+    model: str = _knob("published", "80.5 M or 1.64 M parameters", choices=("published", "lean"))
+    prior: str = _knob("laplace", "prior of the latents", choices=NAMES)
+    convention: str = _knob(
+        "unit_variance",
+        "prior's scale: unit_variance (authors) or unit_scale (IGF23: Laplace scale 1)",
+        choices=CONVENTIONS,
+    )
+    epochs: int = _knob(60, "passes through the data, or through --images-per-epoch", least=1)
+    batch_size: int = _knob(512, "pictures in a step", least=1)
+    lr: float = _knob(1e-3, "learning rate", above=0)
+    weight_decay: float = _knob(5e-5, "weight decay of AdamW", least=0)
+    beta2: float = _knob(0.999, "decay of AdamW's second moment", above=0, below=1)
+    clip: float = _knob(1.0, "largest norm of the gradient", above=0)
+    warmup: int = _knob(0, "steps over which the learning rate rises", least=0)
+    schedule: str = _knob("constant", "or cosine down to 0", choices=("constant", "cosine"))
+    flip: bool = _knob(False, "mirror training pictures at random (natural sets always do)")
+    seed: int = _knob(0, "of weights, order, flips and noise", least=0, below=2**31)
+    images_per_epoch: int | None = _knob(None, "pictures between two validations", least=1)
+    train_images: int | None = _knob(None, "train on the first so many only", least=1)
+    val_images: int | None = _knob(None, "validate on the first so many only", least=1)
+    checkpointing: bool = _knob(False, "recompute activations: less memory, more time")
+    device: str = _knob("auto", "auto, cpu, cuda, cuda:1, ...")
+    workers: int = _knob(8, "threads that make data", least=1)
+    img_samples: int = _knob(16, "samples drawn each epoch", least=1)
+    keep: int = _knob(2, "checkpoints kept beside the best", least=1)
+    save_minutes: float = _knob(10.0, "write a checkpoint within an epoch this often", least=0)
+
+    def __post_init__(self) -> None:
+        for knob in fields(self):
+            value, rule = getattr(self, knob.name), knob.metadata
+            if value is None and knob.default is None:
+                continue
+            if "choices" in rule and value not in rule["choices"]:
+                raise UserError(
+                    f"{knob.name} must be one of {tuple(rule['choices'])}, not {value!r}"
+                )
+            limits = {"least": ">=", "above": ">", "below": "<"}
+            bounds = {sign: rule[name] for name, sign in limits.items() if name in rule}
+            if not bounds:
+                continue
+            whole = knob.type in (int, int | None)
+            good = type(value) is int or (type(value) is float and not whole)
+            good = good and math.isfinite(value) and value >= rule.get("least", value)
+            good = good and value > rule.get("above", -math.inf)
+            if not (good and value < rule.get("below", math.inf)):
+                wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
+                kind = "whole" if whole else "finite"
+                raise UserError(f"{knob.name} must be a {kind} number {wanted}, not {value!r}")
 
 
 LEAN_RECIPE = {
     "model": "lean",
     "batch_size": 64,
     "lr": 3e-3,
-    "betas": (0.9, 0.99),
+    "beta2": 0.99,
     "warmup": 200,
     "schedule": "cosine",
 }
-# What may differ when a run goes on: none of it changes what is computed.
+# What may differ when a run goes on; a device or checkpointing changes results at rounding level.
 _MAY_CHANGE = {"data_root", "device", "workers", "img_samples", "keep", "save_minutes", "epochs"}
-
-
-# What a training checkpoint holds.
-_STATE = {"epoch", "model", "optim", "step", "seconds", "history", "running", "config", "prior"}
-_STATE |= {"settings", "train_fingerprint"}
+_MAY_CHANGE |= {"checkpointing"}
 
 
 def flow_config(settings: Settings) -> RGFlowConfig:
     """The model a run trains: published or lean, for the channels of its data set."""
     channels = datasets.SOURCES[settings.dataset].channels
     return RGFlowConfig(channels=channels, **(LEAN if settings.model == "lean" else {}))
-
-
-def check(settings: Settings) -> None:
-    """Raise :class:`UserError`, naming the value, for settings that cannot be run."""
-    choices = {
-        "dataset": tuple(datasets.SOURCES),
-        "model": ("published", "lean"),
-        "prior": NAMES,
-        "schedule": ("constant", "cosine"),
-    }
-    for name, allowed in choices.items():
-        if getattr(settings, name) not in allowed:
-            raise UserError(f"{name} must be one of {allowed}, not {getattr(settings, name)!r}")
-    Prior(settings.prior, settings.convention)
-    counts = ("epochs", "batch_size", "workers", "keep", "img_samples")
-    optional = ("images_per_epoch", "train_images", "val_images")
-    for name in counts + optional:
-        value = getattr(settings, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UserError(f"{name} must be a whole number >= 1, not {value!r}")
-    for name in ("lr", "clip"):
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and value > 0):
-            raise UserError(f"{name} must be a finite number > 0, not {value!r}")
-    for name in ("warmup", "weight_decay"):
-        value = getattr(settings, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} must be a finite number >= 0, not {value!r}")
 
 
 def learning_rate(settings: Settings, step: int, steps: int) -> float:
@@ -141,9 +139,9 @@ class Order:
         self._permutations: dict[int, Tensor] = {}
 
     def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Image indices (B,) of a step, and in which pass through the data each is seen."""
+        """Image indices (B,) of a step, and in which pass through the data each is seen, from 1."""
         position = torch.arange(step * batch_size, (step + 1) * batch_size)
-        passes = position // self.size
+        passes = position // self.size + 1
         needed = set(passes.tolist())
         self._permutations = {
             p: self._permutations[p]
@@ -165,15 +163,45 @@ class _BarHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
-def _start_log(folder: Path) -> list[logging.Handler]:
+@contextmanager
+def _logging_to(folder: Path) -> Iterator[None]:
     logs = make_folder(folder / "logs")
     file = logging.FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    handlers = [file, _BarHandler()]
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.handlers = list(handlers)
-    return handlers
+    log.handlers = [file, _BarHandler()]
+    try:
+        yield
+    finally:
+        log.handlers = []
+        file.close()
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, for a loop that stops when its state is whole."""
+    received: list[int] = []
+    before: dict = {}
+
+    def remember(number: int, frame: object) -> None:
+        received.append(number)
+        if len(received) > 1:  # asked twice: at once
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def _epoch_files(folder: Path) -> list[Path]:
+    """Checkpoints of whole epochs, in order; epoch 1000 comes after 999."""
+    return sorted((folder / "ckpt").glob("rgflow_ep*.pth"), key=lambda p: (len(p.name), p.name))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -183,23 +211,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return within if within.exists() else epochs[-1] if epochs else None
 
 
-def _epoch_files(folder: Path) -> list[Path]:
-    """Checkpoints of whole epochs, in order; epoch 1000 comes after 999."""
-    return sorted((folder / "ckpt").glob("rgflow_ep*.pth"), key=lambda p: (len(p.name), p.name))
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, for a loop that stops when its state is whole."""
-    received: list[int] = []
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-    for s in before:
-        signal.signal(s, lambda number, _: received.append(number))
-    try:
-        yield received
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+def _best(history: list[dict]) -> int:
+    """Number of the epoch with the lowest validation bpd, from 1."""
+    return min(range(len(history)), key=lambda e: history[e]["bpd"]) + 1
 
 
 def _prune(folder: Path, keep: int, best_epoch: int) -> None:
@@ -209,21 +223,76 @@ def _prune(folder: Path, keep: int, best_epoch: int) -> None:
             path.unlink()
 
 
-def _restore(path: Path, settings: Settings, config: RGFlowConfig) -> dict:
-    """A training checkpoint that fits the settings; :class:`UserError` if it does not."""
-    state = checkpoints.read_pickle(path)
-    if missing := _STATE - state.keys():
-        raise UserError(f"{path}: cannot be resumed: it lacks {', '.join(sorted(missing))}")
-    old, new = state["settings"], json.loads(json.dumps(asdict(settings)))
-    differ = [k for k in new if old.get(k) != new[k] and k not in _MAY_CHANGE]
-    if settings.schedule == "cosine" and old["epochs"] != new["epochs"]:
-        differ.append("epochs")
-    if differ:
-        changes = ", ".join(f"{k} {old.get(k)!r} -> {new[k]!r}" for k in differ)
-        raise UserError(f"{path}: made with other settings ({changes}); use another run folder")
-    if state["config"] != config.to_dict():
-        raise UserError(f"{path}: holds another model configuration; use another run folder")
-    return state
+class _Run:
+    """What a training checkpoint holds: model, optimiser, and where the run stands."""
+
+    def __init__(self, settings: Settings, device: torch.device, fingerprint: str) -> None:
+        self.settings, self.config = settings, flow_config(settings)
+        torch.manual_seed(settings.seed)
+        flow = RGFlow(self.config).to(device).use_checkpointing(settings.checkpointing)
+        self.model = PictureModel(flow, Prior(settings.prior, settings.convention))
+        self.optimizer = torch.optim.AdamW(
+            flow.parameters(),
+            lr=settings.lr,
+            betas=(0.9, settings.beta2),
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.facts = {
+            "config": self.config.to_dict(),
+            "prior": vars(self.model.prior),
+            "settings": asdict(settings),
+            "train_fingerprint": fingerprint,
+            "threads": torch.get_num_threads(),
+        }
+        self.step, self.seconds = 0, 0.0
+        self.history: list[dict] = []  # validations
+        self.running: list[float] = []  # training bpd since the last log line
+
+    def save(self, path: Path) -> None:
+        state = {
+            "epoch": len(self.history),
+            "model": self.model.flow.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "history": self.history,
+            "running": self.running,
+        }
+        with replacing(path) as temporary:
+            torch.save(state | self.facts, temporary)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint; :class:`UserError` if it is damaged or of another run."""
+        state = checkpoints.read_pickle(path)
+        with checkpoints.refusing_damage(path):
+            self._compare(state, path)
+            checkpoints.check_finite(state["model"], path)
+            self.model.flow.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optim"])
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.running = [float(bpd) for bpd in state["running"]]
+            self.history = [dict(entry) for entry in state["history"]]
+            if len(self.history) != state["epoch"] or not all("bpd" in h for h in self.history):
+                raise UserError(f"{path}: damaged: its epochs do not fit its history")
+
+    def _compare(self, state: dict, path: Path) -> None:
+        old, new = state["settings"], self.facts["settings"]
+        differ = [k for k in new if old[k] != new[k] and k not in _MAY_CHANGE]
+        if self.settings.schedule == "cosine" and old["epochs"] != new["epochs"]:
+            differ.append("epochs")
+        if differ:
+            changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differ)
+            raise UserError(f"{path}: made with other settings ({changes}); use another run folder")
+        if state["config"] != self.facts["config"]:
+            raise UserError(f"{path}: holds another model configuration; use another run folder")
+        if state["train_fingerprint"] != self.facts["train_fingerprint"]:
+            raise UserError(f"{path}: its training data have changed since; use another run folder")
+        if state["threads"] != self.facts["threads"]:
+            log.info(
+                f"Begun on {state['threads']} threads, now on {self.facts['threads']}: results "
+                "will differ at rounding level"
+            )
 
 
 def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path:
@@ -232,213 +301,161 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     Args:
         settings: every knob.
         folder: run folder; gets ``ckpt/``, ``logs/``, ``samples/``, ``metrics.jsonl`` and, at
-            the end, ``model.safetensors`` (the best epoch by validation) and ``record.json``.
+            the end, ``record.json`` and ``model.safetensors`` (the best epoch by validation).
         progress: show a bar with rate and time left.
 
     Returns:
         The path of ``model.safetensors``.
 
     Raises:
-        UserError: for settings, data or checkpoints that cannot be used.
-        FloatingPointError: if the loss is not finite; the last good checkpoint is kept.
+        UserError: for data or checkpoints that cannot be used.
+        FloatingPointError: if a loss is not finite; the last good checkpoint is kept.
     """
-    check(settings)
-    device = cli.pick_device(settings.device)
-    folder = Path(folder)
-    final = folder / "model.safetensors"
-    config = flow_config(settings)
-    resume_from = latest_checkpoint(folder)
-    state = _restore(resume_from, settings, config) if resume_from else None
-    if final.exists() and state and state["epoch"] >= settings.epochs:
-        return final
-
-    # Before the folder is made: what is missing should leave nothing behind.
+    device, folder = cli.pick_device(settings.device), Path(folder)
+    check_writable(folder)
+    # Before anything is written: what is missing or damaged should leave nothing behind.
     data, val = (
         datasets.load(
             settings.dataset, split, settings.data_root, limit, settings.workers, progress
         )
         for split, limit in (("train", settings.train_images), ("val", settings.val_images))
     )
-    if state and state["train_fingerprint"] != data.fingerprint:
-        raise UserError(f"{folder}: its training data have changed since; use another run folder")
+    run = _Run(settings, device, data.fingerprint)
+    if latest := latest_checkpoint(folder):
+        run.restore(latest)
+    final = folder / "model.safetensors"
+    if final.exists() and len(run.history) >= settings.epochs:
+        return final
     make_folder(folder)
-    handlers = _start_log(folder)
-    try:
-        with _deferred_signals() as signals:
-            return _train(settings, folder, config, device, state, data, val, signals, progress)
-    finally:
-        for handler in handlers:
-            log.removeHandler(handler)
-            handler.close()
+    with _logging_to(folder), _deferred_signals() as signals:
+        _loop(run, folder, data.images.to(device), val.images, signals, progress)
+        _finish(run, folder)
+    return final
 
 
-def _train(
-    settings: Settings,
-    folder: Path,
-    config: RGFlowConfig,
-    device: torch.device,
-    state: dict | None,
-    data: datasets.DataSet,
-    val: datasets.DataSet,
-    signals: list[int],
-    progress: bool,
-) -> Path:
-    images = data.images.to(device)
-    flips = datasets.SOURCES[settings.dataset].flip
+def _loop(
+    run: _Run, folder: Path, images: Tensor, val: Tensor, signals: list[int], progress: bool
+) -> None:
+    settings, model, flow = run.settings, run.model, run.model.flow
+    flips = settings.flip or datasets.SOURCES[settings.dataset].flip
     batch_size = min(settings.batch_size, len(images))
     if batch_size < settings.batch_size:
         log.info(f"Batch size {batch_size}: there are only so many training images")
     epoch_steps = max(1, (settings.images_per_epoch or len(images)) // batch_size)
     steps = settings.epochs * epoch_steps
     order = Order(len(images), settings.seed)
-
-    torch.manual_seed(settings.seed)
-    flow = RGFlow(config).to(device).use_checkpointing(settings.checkpointing)
-    model = PictureModel(flow, Prior(settings.prior, settings.convention))
-    optimizer = torch.optim.AdamW(
-        flow.parameters(),
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    step, seconds, history = 0, 0.0, []
-    if state:
-        flow.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optim"])
-        step, seconds, history = state["step"], state["seconds"], state["history"]
-        log.info(f"Resuming at step {step} of {steps}")
-    metrics = folder / "metrics.jsonl"
-    running = state["running"] if state else []
-    _truncate(metrics, step)
-    n_parameters = sum(p.numel() for p in flow.parameters())
+    parameters = list(flow.parameters())
     log.info(
-        f"{settings.model} model, {n_parameters / 1e6:.2f} M parameters, {settings.prior} prior, "
-        f"{len(images)} training and {len(val.images)} validation images, on {device}"
+        f"{settings.model} model, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, "
+        f"{settings.prior} prior, {len(images)} training and {len(val)} validation images, "
+        f"on {images.device}"
     )
-
-    def save(name: str) -> None:
-        content = {
-            "epoch": len(history),
-            "model": flow.state_dict(),
-            "optim": optimizer.state_dict(),
-            "step": step,
-            "seconds": seconds + time.perf_counter() - started,
-            "history": history,
-            "running": running,
-            "config": config.to_dict(),
-            "prior": vars(model.prior),
-            "settings": json.loads(json.dumps(asdict(settings))),
-            "train_fingerprint": data.fingerprint,
-        }
-        with replacing(folder / "ckpt" / name) as temporary:
-            torch.save(content, temporary)
+    if run.step:
+        log.info(f"Resuming at step {run.step} of {steps}")
+    metrics = folder / "metrics.jsonl"
+    _truncate(metrics, run.step)
 
     def record(**values: float) -> None:
+        line = {"step": run.step, "images": run.step * batch_size} | values
         with open(metrics, "a") as file:
-            file.write(json.dumps({"step": step, "images": step * batch_size} | values) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    started = saved = time.perf_counter()
-    epoch_started, first_step = started, step
+    def save(name: str) -> None:
+        nonlocal saved
+        run.seconds += time.perf_counter() - saved
+        saved = time.perf_counter()
+        run.save(folder / "ckpt" / name)
+
+    started = saved = epoch_started = time.perf_counter()
+    first_step = run.step
     bar = tqdm(
         total=steps * batch_size,
-        initial=step * batch_size,
+        initial=run.step * batch_size,
         desc="training",
         unit="image",
         unit_scale=True,
         disable=not progress,
     )
-    try:
-        while step < steps:
+    with bar:
+        while run.step < steps:
             # One training step.
-            index, passes = order.batch(step, batch_size)
-            index, passes = index.to(device), passes.to(device)
+            index, passes = (i.to(images.device) for i in order.batch(run.step, batch_size))
             batch = images[index]
             if flips:
                 keys = counter.key(FLIP_STREAM, settings.seed, passes, index=index)
                 mirror = counter.uniform(keys, 1)[:, 0] < 0.5
                 batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
             x = dequantise(batch, model.noise(index, settings.seed, passes))
-            log_prob = sum(model.terms(*to_logit(x))) / config.dim
+            log_prob = sum(model.terms(*to_logit(x))) / run.config.dim
             loss = -log_prob.mean()
-            optimizer.zero_grad(set_to_none=True)
+            run.optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            gradients = [p.grad for p in flow.parameters()]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-                _stop(flow, step, loss)
-            torch.nn.utils.clip_grads_with_norm_(flow.parameters(), settings.clip, norm)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step, steps)
-            optimizer.step()
-            step += 1
+                _stop(flow, run.step, loss)
+            torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
+            for group in run.optimizer.param_groups:
+                group["lr"] = learning_rate(settings, run.step, steps)
+            run.optimizer.step()
+            run.step += 1
 
             # What it says.
-            running.append(bits_per_dim(log_prob.detach()).mean().item())
+            run.running.append(bits_per_dim(log_prob.detach()).mean().item())
             bar.update(batch_size)
-            in_epoch = (step - 1) % epoch_steps + 1
-            epoch = (step - 1) // epoch_steps + 1
+            in_epoch = (run.step - 1) % epoch_steps + 1
+            epoch = (run.step - 1) // epoch_steps + 1
             if in_epoch % 50 == 0 or in_epoch == epoch_steps:
-                bpd = sum(running) / len(running)
-                rate = (step - first_step) * batch_size / (time.perf_counter() - started)
-                left = (steps - step) * batch_size / rate / 60
+                bpd = sum(run.running) / len(run.running)
+                rate = (run.step - first_step) * batch_size / (time.perf_counter() - started)
+                left = (steps - run.step) * batch_size / rate / 60
                 log.info(
                     f"{settings.dataset} {settings.prior} epoch {epoch}/{settings.epochs} batch "
                     f"{in_epoch}/{epoch_steps} loss {loss.item():.4f} bpd {bpd:.4f}, "
                     f"{rate:.0f} images/s, {left:.1f} min left"
                 )
                 record(train_bpd=bpd, gradient_norm=norm.item())
-                running = []
+                run.running = []
             if in_epoch == epoch_steps:
-                val_bpd = evaluate.summary(evaluate.bits_per_dim(model, val.images, progress=False))
+                valid = evaluate.summary(evaluate.bits_per_dim(model, val, progress=False))
+                if not math.isfinite(valid["bpd"]):
+                    _stop(flow, run.step, valid["bpd"])
                 took = time.perf_counter() - epoch_started
                 log.info(f"Epoch {epoch} took {took:.1f} s, {folder}")
-                log.info(f"Validation BPD: {val_bpd['bpd']:.4f}")
-                record(val_bpd=val_bpd["bpd"], val_stderr=val_bpd["stderr"], seconds=took)
-                history.append(val_bpd | {"step": step, "images": step * batch_size})
+                log.info(f"Validation BPD: {valid['bpd']:.4f}")
+                record(val_bpd=valid["bpd"], val_stderr=valid["stderr"], seconds=took)
+                run.history.append(valid | {"step": run.step, "images": run.step * batch_size})
                 sample.write_grid(
                     model.sample(settings.img_samples, seed=settings.seed),
                     folder / "samples" / f"epoch{epoch:03d}.png",
                 )
                 save(f"rgflow_ep{epoch:03d}.pth")
                 (folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
-                _prune(folder, settings.keep, _best(history))
-                epoch_started = saved = time.perf_counter()
-            elif time.perf_counter() - saved > 60 * settings.save_minutes:
+                _prune(folder, settings.keep, _best(run.history))
+                epoch_started = time.perf_counter()
+            elif signals or time.perf_counter() - saved > 60 * settings.save_minutes:
                 save("rgflow_last.pth")
-                saved = time.perf_counter()
-            if signals and step < steps:
-                if in_epoch != epoch_steps:
-                    save("rgflow_last.pth")
-                log.info(f"Stopped at step {step}; the same command with --resume {folder} goes on")
+            if signals and run.step < steps:
+                log.info(f"Stopped at step {run.step}; --resume {folder} goes on")
                 raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(143)
-    finally:
-        bar.close()
 
-    best = _best(history)
-    flow.load_state_dict(
-        checkpoints.read_pickle(folder / "ckpt" / f"rgflow_ep{best:03d}.pth")["model"]
-    )
+
+def _finish(run: _Run, folder: Path) -> None:
+    """Write the record, then the best epoch's weights: they mark a run as finished."""
+    best = _best(run.history)
+    state = checkpoints.read_pickle(folder / "ckpt" / f"rgflow_ep{best:03d}.pth")["model"]
+    run.model.flow.load_state_dict(state)
     facts = {
-        "settings": json.loads(json.dumps(asdict(settings))),
-        "config": config.to_dict(),
-        "parameters": n_parameters,
-        "images_seen": step * batch_size,
-        "seconds": seconds + time.perf_counter() - started,
+        **{k: v for k, v in run.facts.items() if k != "prior"},
+        "parameters": sum(p.numel() for p in run.model.flow.parameters()),
+        "images_seen": run.history[-1]["images"],
+        "seconds": run.seconds,
         "best_epoch": best,
-        "validation": history,
-        "train_fingerprint": data.fingerprint,
-        **provenance(seed=settings.seed),
+        "validation": run.history,
+        **provenance(seed=run.settings.seed),
     }
-    checkpoints.save(flow, model.prior, folder / "model.safetensors", facts)
     write_json(folder / "record.json", facts)
+    checkpoints.save(run.model.flow, run.model.prior, folder / "model.safetensors", facts)
     log.info(f"Done: {folder / 'model.safetensors'}, best epoch {best}, records beside it")
-    return folder / "model.safetensors"
-
-
-def _best(history: list[dict]) -> int:
-    """Number of the epoch with the lowest validation bpd, from 1."""
-    return min(range(len(history)), key=lambda e: history[e]["bpd"]) + 1
 
 
 def _truncate(metrics: Path, step: int) -> None:
@@ -451,75 +468,67 @@ def _truncate(metrics: Path, step: int) -> None:
             temporary.write_text("".join(kept))
 
 
-def _stop(flow: RGFlow, step: int, loss: Tensor) -> None:
-    """Raise for a step whose loss or gradient is not finite; the weights are still good."""
-    parameters = list(flow.named_parameters())
-    bad = [n for n, p in parameters if p.grad is not None and not p.grad.isfinite().all()]
-    where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "no gradient"
+def _stop(flow: RGFlow, step: int, loss: Tensor | float) -> None:
+    """Raise for a loss or gradient that is not finite."""
+    bad = [
+        n for n, p in flow.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
     raise FloatingPointError(
-        f"loss {loss.item()} at step {step}, not finite: {where}; nothing was updated with it and "
-        "the last checkpoint is good: resume from it with a lower --lr"
+        f"loss {float(loss)} at step {step}, not finite: {where}; checkpoints written before are "
+        "good; start a new run with a lower --lr, or with --warmup"
     )
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line; flags of IGF23's ``train.py`` keep their names and defaults."""
+def parser(defaults: bool = True) -> argparse.ArgumentParser:
+    """The command line; flags of IGF23's ``train.py`` keep their names and defaults.
+
+    Without ``defaults`` the parser gives only what was typed.
+    """
     out = cli.Parser(
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
-        "metrics.jsonl and model.safetensors. The defaults are the published training and want a "
-        "GPU; on a CPU try: --model lean --batch-size 64 --lr 3e-3 --warmup 200 --schedule cosine."
+        "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
+        "and want a GPU; on a CPU try: --model lean --batch-size 64 --lr 3e-3 --beta2 0.99 "
+        "--warmup 200 --schedule cosine."
     )
-    default = Settings()
-    add = out.add_argument
-    add(
-        "--dataset", choices=datasets.SOURCES, default=default.dataset, metavar="NAME",
-        help=f"one of {', '.join(datasets.SOURCES)}",
-    )  # fmt: skip
-    add("--data-root", default=default.data_root, help="data folder (folder: the pictures' own)")
-    add("--epochs", type=cli.count, default=default.epochs, help="passes through the data")
-    add("--batch-size", type=cli.count, default=default.batch_size, help="pictures in a step")
-    add("--lr", type=cli.positive, default=default.lr, help="learning rate")
-    add("--prior", choices=NAMES, default=default.prior, help="prior of the latents")
-    add(
-        "--convention", choices=CONVENTIONS, default=default.convention,
-        help="prior's scale: unit_variance (authors), or unit_scale (IGF23: Laplace scale 1)",
-    )  # fmt: skip
-    add("--out", default="runs", help="folder in which the run's folder is made")
-    add("--device", default=default.device, help="auto, cpu, cuda, cuda:1, ...")
-    add("--workers", type=cli.count, default=default.workers, help="threads that make data")
-    add("--img-samples", type=cli.count, default=default.img_samples, help="samples each epoch")
-    add("--test-mode", action="store_true", help="128 training and 64 validation images")
-    add("--resume", metavar="RUN", help="go on with the run in this folder, with its settings")
-    add("--seed", type=cli.seed, default=default.seed, help="of weights, order, noise")
-    add("--model", choices=("published", "lean"), default=default.model, help="80.5 M or 1.64 M")
-    add("--keep", type=cli.count, default=default.keep, help="checkpoints kept beside the best")
-    add("--warmup", type=cli.whole, default=default.warmup, help="steps of learning-rate warm-up")
-    add("--schedule", choices=("constant", "cosine"), default=default.schedule, help="decay")
-    add("--checkpointing", action="store_true", help="recompute activations: less memory")
+    for knob in fields(Settings):
+        kind = {"action": "store_true"}
+        if knob.type is not bool:
+            kind = {"type": {int | None: int}.get(knob.type, knob.type)}
+            kind["choices"] = knob.metadata.get("choices")
+            kind["metavar"] = "NAME" if kind["choices"] else knob.name.split("_")[-1].upper()
+        text = knob.metadata["help"]
+        if kind.get("choices"):
+            text += f" ({', '.join(kind['choices'])})"
+        out.add_argument(
+            "--" + knob.name.replace("_", "-"),
+            default=knob.default if defaults else argparse.SUPPRESS,
+            help=text,
+            **kind,
+        )
+    out.add_argument("--out", default="runs", help="folder in which the run's folder is made")
+    out.add_argument("--test-mode", action="store_true", help="128 training, 64 validation images")
+    out.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
     return out
 
 
 def main() -> None:
-    args = vars(parser().parse_args())
-    out, resume, test_mode = args.pop("out"), args.pop("resume"), args.pop("test_mode")
+    parser().parse_args()  # for --help
+    given = vars(parser(defaults=False).parse_args())
+    out, resume, test_mode = (given.pop(name) for name in ("out", "resume", "test_mode"))
     if test_mode:
-        args |= {f"{split}_images": n for split, n in TEST_MODE_IMAGES.items()}
+        given |= TEST_MODE
     if resume:
         folder = Path(resume)
         path = latest_checkpoint(folder)
         if path is None:
             raise UserError(f"{folder}: no checkpoint in its ckpt folder; nothing to resume")
-        stored = checkpoints.read_pickle(path).get("settings")
-        if stored is None:
-            raise UserError(f"{path}: not a training checkpoint of rgflow_core")
-        # Flags given now win; train() refuses those that would change the run.
-        given = {k: v for k, v in args.items() if v != parser().get_default(k)}
-        known = {f.name for f in fields(Settings)}
-        settings = Settings(**({k: v for k, v in stored.items() if k in known} | given))
+        state = checkpoints.read_pickle(path)
+        with checkpoints.refusing_damage(path):
+            # train() refuses flags that would change the run.
+            settings = Settings(**state["settings"] | given)
     else:
-        settings = Settings(**args)
-        check(settings)
-        cli.pick_device(settings.device)
+        settings = Settings(**given)
         folder = Path(out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
         if folder.exists():
             raise UserError(f"{folder} exists; runs are never overwritten, start it again")

@@ -179,6 +179,8 @@ def test_a_run_is_evaluated_sampled_and_resumed(run_folder, command, refused, tm
 
     refused(train, "--resume", run_folder, "--lr", 0.5, words=["lr", "0.5"])
     refused(train, "--resume", run_folder, "--prior", "gaussian", words=["prior"])
+    # A flag that repeats a default is still a flag.
+    refused(train, "--resume", run_folder, "--batch-size", 512, words=["batch_size", "512"])
     assert command(train, "--resume", run_folder, "--epochs", 2)[0] == 0
     assert (run_folder / "ckpt" / "rgflow_ep002.pth").exists()
     assert len(list((tmp_path / "runs").iterdir())) == 1
@@ -282,7 +284,8 @@ def test_sample_at_temperatures(weights, command, tmp_path):
 )
 def test_bad_flags(flag, values, refused):
     for value in values:
-        refused(train, *TEST_RUN, f"{flag}={value}", words=[flag.strip("-")])
+        name = flag.strip("-").split("-")[-1]  # the flag, or the setting with an underscore
+        refused(train, *TEST_RUN, f"{flag}={value}", words=[name])
 
 
 def test_unknown_flags_and_missing_values(refused):
@@ -352,6 +355,13 @@ def test_damaged_checkpoints(kind, name, refused, tmp_path):
     damaged(kind, tmp_path / name)
     refused(evaluate, name, "--prior", "gaussian", "--limit", 2, words=[name])
     refused(sample, name, "--prior", "gaussian", words=[name])
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_work(weights, refused, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    refused(evaluate, weights, "--out", "file/x.json", words=["file"])
+    refused(sample, weights, "--out", "file/x.png", words=["file"])
+    refused(train, "--model", "lean", "--out", "file", words=["file"])
 
 
 def test_a_published_checkpoint_does_not_say_its_prior(refused):

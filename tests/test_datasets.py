@@ -61,9 +61,8 @@ def test_msds_files(name, small_msds, tmp_path, capsys):
     for split, entries in manifest["splits"].items():
         for what, entry in entries.items():
             path = tmp_path / name / f"{split}_{what}.npy"
-            assert entry["file"] == path.name
-            assert entry["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-    assert capsys.readouterr().out == ""
+            assert entry == [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+    assert capsys.readouterr() == ("", "")
 
 
 def test_msds_is_drawn_once(small_msds, tmp_path, monkeypatch):
@@ -118,7 +117,7 @@ DAMAGES = {
     "no parameters": edit(lambda c: c.pop("parameters")),
     "no splits": edit(lambda c: c.pop("splits")),
     "splits of another type": edit(lambda c: c.update(splits=[])),
-    "no digest": edit(lambda c: c["splits"]["test"]["images"].pop("sha256")),
+    "no digest": edit(lambda c: c["splits"]["test"]["images"].pop()),
     "no images": edit(lambda c: c["splits"]["test"].pop("images")),
     "no labels": edit(lambda c: c["splits"]["test"].pop("labels")),
     "nothing in a split": edit(lambda c: c["splits"].update(test={})),
@@ -134,12 +133,12 @@ def test_damage_is_noticed_said_and_repaired(damage, small_msds, tmp_path, capsy
     DAMAGES[damage](folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} != before
     assert torch.equal(load("msds1", "test", tmp_path).images, images)
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "again" in said
     assert str(folder) in said
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     load("msds1", "test", tmp_path)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 def test_damage_to_one_split_leaves_the_others(small_msds, tmp_path, monkeypatch):
@@ -385,6 +384,17 @@ def test_folder_with_splits_of_its_own(tmp_path):
         assert np.array_equal(arrays(load("folder", split, tmp_path)), expected[None])
 
 
+def test_folder_with_some_splits_of_its_own(tmp_path):
+    """Test pictures never train, and a missing split is not made from the others."""
+    for split, count in (("train", 3), ("test", 2)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            smooth(40, 40, seed=i).save(tmp_path / split / f"{i}.png")
+    assert len(load("folder", "train", tmp_path).images) == 3
+    assert len(load("folder", "test", tmp_path).images) == 2
+    assert "val" in said_by(load, "folder", "val", tmp_path)
+
+
 def test_folder_of_mixed_modes(tmp_path):
     """Each mode shows the picture that it shows in any viewer."""
     colour = smooth(32, 32)
@@ -439,10 +449,10 @@ def test_a_changed_folder_is_read_again(change, tmp_path, capsys):
     smooth(40, 50, seed=50).save(tmp_path / "000.bmp")
     first = load("folder", "train", tmp_path)
     assert load("folder", "train", tmp_path).fingerprint == first.fingerprint
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
     change(tmp_path)
     assert load("folder", "train", tmp_path).fingerprint != first.fingerprint
-    assert "again" in capsys.readouterr().out
+    assert "again" in capsys.readouterr().err
 
 
 def test_empty_and_missing_folders(tmp_path):
@@ -497,6 +507,25 @@ def test_a_set_of_ones_own(tmp_path, monkeypatch):
     for _ in range(2):
         assert torch.all(load("own", "val", tmp_path, limit=3).images == 7)
     assert made == ["val"]
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((3, 32, 32, 3), np.float32), np.zeros((3, 28, 28, 3), np.uint8)]
+)
+def test_a_source_that_makes_something_else_is_refused(images, tmp_path, monkeypatch):
+    source = datasets.Source(lambda *_: {"images": images}, lambda root: {}, "mine")
+    monkeypatch.setitem(datasets.SOURCES, "mine", source)
+    assert "uint8" in said_by(load, "mine", "train", tmp_path)
+    assert files_below(tmp_path) == []
+
+
+def test_parameters_that_json_does_not_keep(tmp_path, monkeypatch, capsys):
+    images = np.zeros((3, 32, 32, 3), np.uint8)
+    source = datasets.Source(lambda *_: {"images": images}, lambda root: {"size": (1, 2)}, "mine")
+    monkeypatch.setitem(datasets.SOURCES, "mine", source)
+    for _ in range(2):
+        assert len(load("mine", "train", tmp_path).images) == 3
+    assert capsys.readouterr().err == ""
 
 
 # Bad input

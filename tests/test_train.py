@@ -26,7 +26,7 @@ RUN = train.Settings(
     batch_size=16,
     epochs=EPOCHS,
     lr=3e-3,
-    betas=(0.9, 0.99),
+    beta2=0.99,
     warmup=3,
     schedule="cosine",
     img_samples=2,
@@ -300,6 +300,61 @@ def test_damaged_checkpoints_are_not_resumed(damage, tmp_path):
     assert contents(tmp_path) == before
 
 
+STATE_DAMAGES = {
+    "no settings": lambda s: s.pop("settings"),
+    "settings of another type": lambda s: s.update(settings=[1]),
+    "no optimiser": lambda s: s.update(optim={}),
+    "missing weight": lambda s: s["model"].popitem(),
+    "no history": lambda s: s.update(history=None),
+    "short history": lambda s: s.update(history=[]),
+    "step of another type": lambda s: s.update(step="x"),
+    "NaN": lambda s: next(iter(s["model"].values())).fill_(math.nan),
+}
+
+
+@pytest.mark.parametrize("damage", STATE_DAMAGES)
+def test_damage_inside_a_checkpoint_is_named(damage, tmp_path):
+    run(tmp_path, epochs=1, schedule="constant")
+    path = tmp_path / "ckpt" / "rgflow_ep001.pth"
+    state = torch.load(path, weights_only=True)
+    STATE_DAMAGES[damage](state)
+    torch.save(state, path)
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=str(path)):
+        run(tmp_path, epochs=2, schedule="constant")
+    assert contents(tmp_path) == before
+
+
+def test_a_validation_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    validate_as(monkeypatch, [3.0, math.nan])
+    with pytest.raises(FloatingPointError, match=f"step {2 * STEPS}"):
+        run(tmp_path)
+    assert files_below(tmp_path / "ckpt") == ["rgflow_ep001.pth"]
+    assert not (tmp_path / "model.safetensors").exists()
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
+    calls(monkeypatch, train, "dequantise", 2, lambda: (interrupt(), interrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert not train.latest_checkpoint(tmp_path)
+
+
+def test_training_never_sees_the_noise_of_evaluation(tmp_path, monkeypatch):
+    epochs = []
+    original = PictureModel.noise
+
+    def noise(self, index, seed=0, epoch=0):
+        epochs.append((torch.is_grad_enabled(), torch.as_tensor(epoch).min().item()))
+        return original(self, index, seed, epoch)
+
+    monkeypatch.setattr(PictureModel, "noise", noise)
+    run(tmp_path, epochs=1)
+    assert {epoch for training, epoch in epochs if training} == {1}
+    assert any(epoch == 0 for _, epoch in epochs)
+
+
 # What a run leaves
 
 
@@ -418,7 +473,7 @@ def test_order_covers_each_image_once_per_pass(batch_size):
     steps = -(-size * passes // batch_size)
     index, which = (torch.cat(x) for x in zip(*(order.batch(s, batch_size) for s in range(steps)), strict=True))  # fmt: skip
     by_pass = index[: size * passes].reshape(passes, size)
-    assert torch.equal(which[: size * passes], torch.arange(passes).repeat_interleave(size))
+    assert torch.equal(which[: size * passes], torch.arange(1, passes + 1).repeat_interleave(size))
     for one in by_pass:
         assert sorted(one.tolist()) == list(range(size))
     assert len({tuple(one.tolist()) for one in by_pass}) == passes
