@@ -30,7 +30,7 @@ DATA := {sets: [msds1], images: 10000, full: true}
 TRAIN := {epochs: 8, images_per_epoch: 12800, val_images: 1000}
 EVAL := {images: 10000, seeds: 2}
 SPARSITY := {images: 2000}
-FIELDS := {latents: 24, samples: 32}
+FIELDS := {latents: 24, samples: 64}
 LATENT := {pairs: 3}
 else ifeq ($(PROFILE),retrain)
 SETS := msds1 msds2
@@ -38,15 +38,16 @@ DATA := {sets: [msds1, msds2], images: 10000, full: true}
 TRAIN := {epochs: 40, val_images: 2000, warmup: 500}
 EVAL := {images: 10000, seeds: 3}
 SPARSITY := {images: 2000}
-FIELDS := {latents: 48, samples: 64}
+FIELDS := {latents: 48, samples: 256}
 LATENT := {pairs: 3}
 else ifeq ($(PROFILE),paper)
 SETS := msds1 msds2
 DATA := {sets: [msds1, msds2], images: 10000, full: true}
-TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, betas: [0.9, 0.999], warmup: 0, schedule: constant}
+# IGF23's training: its prior convention and flips; the parity of the first half is the authors'.
+TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, beta2: 0.999, warmup: 0, schedule: constant, convention: unit_scale, flip: true}
 EVAL := {images: 10000, seeds: 3}
 SPARSITY := {images: 2000}
-FIELDS := {latents: 48, samples: 64}
+FIELDS := {latents: 48, samples: 256}
 LATENT := {pairs: 3}
 else
 $(error PROFILE must be one of smoke, default, retrain, paper, not '$(PROFILE)')
@@ -54,9 +55,11 @@ endif
 MODELS := $(foreach set,$(SETS),$(foreach prior,$(PRIORS),$(set)_$(prior)))
 # Of the model whose target is being made, SET_PRIOR.
 MODEL = {dataset: $(firstword $(subst _, ,$*)), prior: $(lastword $(subst _, ,$*)), overrides: $(TRAIN)}
-TRAINED := $(MODELS:%=$(R)/02_training_%.ipynb)
-ANALYSES := $(R)/03_bpd_evaluation.ipynb $(R)/04_sparsity.ipynb $(R)/05_receptive_fields.ipynb \
-	$(R)/06_latent_space.ipynb
+WEIGHTS := $(MODELS:%=$(R)/models/%.safetensors)
+# What each notebook leaves: its executed copy and its results.
+STORED := $(foreach name,01_data 04_sparsity 05_receptive_fields 06_latent_space,$(R)/$(name).ipynb \
+	$(R)/results/$(name).json $(R)/results/$(name).npz) $(foreach name,03_bpd_evaluation \
+	$(MODELS:%=02_training_%),$(R)/$(name).ipynb $(R)/results/$(name).json)
 
 # Two notebooks at a time, each on half of the cores: faster than one on all of them, because the
 # lean networks are small. Waiting threads of two programs on the same cores would otherwise
@@ -72,16 +75,19 @@ MAKEFLAGS += -j$(JOBS)
 endif
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 export GOMP_SPINCOUNT ?= 10000
+# For the provenance of results.
+export RGFLOW_COMMAND := make reproduce PROFILE=$(PROFILE)
 
-# Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). It appears under its target's name when it is
-# done. Two run at once, so each line says whose it is; Jupyter's notices about TCP and
+# Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). Its executed copy, $(call done,NAME), appears
+# when it is done. Two run at once, so each line says whose it is; Jupyter's notices about TCP and
 # its own shutting down are left out.
+done = $(R)/$(1)$(if $*,_$*)
 define run
 @mkdir -p $(R)
-@echo "== notebooks/$(1).ipynb -> $@"
-@$(PYTHON) -m papermill notebooks/$(1).ipynb $(basename $@).partial.ipynb --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
-	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(*F)$(if $*,,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $(basename $@).partial.ipynb" >&2; exit 1; }
-@mv $(basename $@).partial.ipynb $@
+@echo "== notebooks/$(1).ipynb -> $(done).ipynb"
+@$(PYTHON) -m papermill notebooks/$(1).ipynb $(done).partial.ipynb --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
+	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $(done).partial.ipynb" >&2; exit 1; }
+@mv $(done).partial.ipynb $(done).ipynb
 endef
 
 .PHONY: help
@@ -108,7 +114,7 @@ setup: $(SETUP)  ## Make .venv from requirements.lock (part of every target)
 # A finished training is not repeated when code changes; `make clean` first to train anew.
 .PHONY: reproduce
 ifeq ($(PROFILE),default)
-reproduce: $(R)/published  ## Regenerate every number and figure (PROFILE=default)
+reproduce: figures/results.json  ## Regenerate every number and figure (PROFILE=default)
 else
 reproduce: $(R)/report.html
 endif
@@ -116,34 +122,38 @@ endif
 
 CORE := $(wildcard rgflow_core/*.py)
 DATA_CORE := $(addprefix rgflow_core/,msds.py datasets.py)
+N := $(R)/results
 
-$(R)/01_data.ipynb: notebooks/01_data.ipynb $(DATA_CORE) | $(SETUP)
+# A notebook and the files it makes are remade together (&:, or a pattern rule).
+$(R)/01_data.ipynb $(N)/01_data.json $(N)/01_data.npz &: notebooks/01_data.ipynb $(DATA_CORE) | $(SETUP)
 	$(call run,01_data,$(DATA))
 
-$(R)/02_training_%.ipynb: notebooks/02_training.ipynb $(R)/01_data.ipynb
+$(R)/02_training_%.ipynb $(N)/02_training_%.json $(R)/models/%.safetensors: notebooks/02_training.ipynb $(R)/01_data.ipynb
 	$(call run,02_training,$(MODEL))
 
-$(R)/03_bpd_evaluation.ipynb: notebooks/03_bpd_evaluation.ipynb $(TRAINED) $(CORE)
-	$(call run,03_bpd_evaluation,$(EVAL),-p weights $(R)/models)
-$(R)/04_sparsity.ipynb: notebooks/04_sparsity.ipynb $(TRAINED) $(CORE)
-	$(call run,04_sparsity,$(SPARSITY),-p weights $(R)/models)
-$(R)/05_receptive_fields.ipynb: notebooks/05_receptive_fields.ipynb $(TRAINED) $(CORE)
-	$(call run,05_receptive_fields,$(FIELDS),-p weights $(R)/models)
-$(R)/06_latent_space.ipynb: notebooks/06_latent_space.ipynb $(TRAINED) $(CORE)
-	$(call run,06_latent_space,$(LATENT),-p weights $(R)/models)
+define analysis
+$(R)/$(1).ipynb $(N)/$(1).json $(if $(3),$(N)/$(1).npz) &: notebooks/$(1).ipynb $(WEIGHTS) $(CORE)
+	$$(call run,$(1),$$($(2)),-p weights $(R)/models)
+endef
+$(eval $(call analysis,03_bpd_evaluation,EVAL))
+$(eval $(call analysis,04_sparsity,SPARSITY,npz))
+$(eval $(call analysis,05_receptive_fields,FIELDS,npz))
+$(eval $(call analysis,06_latent_space,LATENT,npz))
 
-$(R)/07_figures.ipynb: notebooks/07_figures.ipynb $(ANALYSES)
+FIGURES := $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.ipynb)
+FIGURES := $(FIGURES:%=$(R)/figures/%.png) $(FIGURES:%=$(R)/figures/%.pdf)
+$(R)/07_figures.ipynb $(R)/results.json $(FIGURES) &: notebooks/07_figures.ipynb $(STORED) $(CORE)
 	$(call run,07_figures,{profile: $(PROFILE)})
 
-$(R)/report.html: $(R)/07_figures.ipynb
+$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json rgflow_core/report.py
 	@$(PYTHON) -m rgflow_core.report html $< $@
 
 # Only the default profile writes to figures/ and README's table.
-$(R)/published: $(R)/report.html
+figures/results.json: $(R)/report.html $(FIGURES)
 	@mkdir -p figures
-	@cp $(R)/figures/*.png $(R)/figures/*.pdf $(R)/results.json figures/
-	@$(PYTHON) -m rgflow_core.report readme figures/results.json README.md
-	@touch $@
+	@cp $(FIGURES) figures/
+	@$(PYTHON) -m rgflow_core.report readme $(R)/results.json README.md
+	@cp $(R)/results.json figures/
 
 # --- For developers -----------------------------------------------------------------------------
 .PHONY: test notebooks lab clean

@@ -1,8 +1,6 @@
 """What the latents do: their statistics, their receptive fields, and pictures made from them."""
 
-import math
 import warnings
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,16 +25,12 @@ def encode(model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200)
     return torch.cat(parts)
 
 
-@dataclass(frozen=True)
-class Kurtosis:
-    """Excess kurtosis (0 for a Gaussian, 3 for a Laplace density) with its standard error."""
+def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> dict:
+    """Pooled excess kurtosis of latents (N, ...): 0 for a Gaussian, 3 for a Laplace density.
 
-    value: float
-    stderr: float
-
-
-def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> Kurtosis:
-    """Pooled excess kurtosis of latents (N, ...), bootstrapped over the N pictures."""
+    Returns:
+        ``value``, and ``stderr`` bootstrapped over the N pictures.
+    """
     flat = latents.flatten(1).double()
     moments = torch.stack([flat.pow(k).mean(1) for k in (1, 2, 3, 4)], 1).numpy()
 
@@ -47,28 +41,30 @@ def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> Kur
 
     draws = np.random.default_rng(seed).integers(len(moments), size=(resamples, len(moments)))
     boot = kurtosis(np.stack([moments[d].mean(0) for d in draws]))
-    return Kurtosis(float(kurtosis(moments.mean(0))), float(boot.std(ddof=1)))
+    return {"value": float(kurtosis(moments.mean(0))), "stderr": float(boot.std(ddof=1))}
 
 
 def receptive_fields(
     model: PictureModel, level: int, latents: int, samples: int, seed: int = 0, batch: int = 128
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """RF_l = E_z |dG(z)/dz_l|, colour summed, for a random part of a level's latents.
 
     G gives the picture in [0, 1], not clipped; the derivative is forward mode and exact, the
-    mean is over latents drawn from the prior at temperature 1 (Hu et al., receptive fields).
+    mean is over latents drawn from the prior at temperature 1, anew for each latent (Hu et al.,
+    receptive fields).
 
     Args:
         model: flow and prior.
         level: RG level, 0 the finest.
         latents: how many latents of the level, drawn without replacement.
-        samples: Monte-Carlo samples z for each.
+        samples: Monte-Carlo samples z for each, an even number.
         seed: of both choices.
         batch: derivatives at a time.
 
     Returns:
-        Maps (latents, L, L), their Monte-Carlo standard error, same shape, and the latents'
-        positions (latents, 3): channel, row, column.
+        Maps from each half of the samples, (2, latents, L, L): their mean is the receptive field,
+        their difference its Monte-Carlo error. And the latents' positions (latents, 3): channel,
+        row, column.
     """
     # float64: a poorly trained flow can leave float32's range at temperature 1.
     flow, config = model.flow.fold().double(), model.flow.config
@@ -76,15 +72,14 @@ def receptive_fields(
     candidates = here.expand(config.shape).nonzero()
     generator = torch.Generator().manual_seed(seed)
     positions = candidates[torch.randperm(len(candidates), generator=generator)[:latents]]
-    z = model.latents(samples, seed=seed).double()
 
     def generate(z: Tensor) -> Tensor:
         return from_logit(flow.inverse(z)[0], clip=False)
 
     maps = []
-    for c, i, j in positions.tolist():
+    for k, (c, i, j) in enumerate(positions.tolist()):
         rows = []
-        for part in z.split(batch):
+        for part in model.latents(samples, seed=seed, start=k * samples).double().split(batch):
             tangent = torch.zeros_like(part)
             tangent[:, c, i, j] = 1
             with warnings.catch_warnings():
@@ -92,9 +87,8 @@ def receptive_fields(
                 warnings.simplefilter("ignore", FutureWarning)
                 _, derivative = torch.func.jvp(generate, (part,), (tangent,))
             rows.append(derivative.abs().sum(1))
-        maps.append(torch.cat(rows))
-    stack = torch.stack(maps)
-    return stack.mean(1), stack.std(1) / math.sqrt(samples), positions
+        maps.append(torch.cat(rows).unflatten(0, (2, -1)).mean(1))
+    return torch.stack(maps, 1), positions
 
 
 def centred(maps: Tensor, positions: Tensor) -> Tensor:

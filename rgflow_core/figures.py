@@ -72,8 +72,8 @@ def label_histograms(labels: dict[str, np.ndarray]) -> Figure:
     return figure
 
 
-def training_curves(curves: dict[str, dict], published: dict[str, float]) -> Figure:
-    """Validation bpd against images seen; published test values as dashed lines."""
+def training_curves(curves: dict[str, dict], published: dict) -> Figure:
+    """Validation bpd against images seen; published test values of the same sets as lines."""
     figure, axes = _axes(1, 1, 5.5, 3.4)
     axis = axes[0, 0]
     for name, curve in curves.items():
@@ -82,10 +82,14 @@ def training_curves(curves: dict[str, dict], published: dict[str, float]) -> Fig
         label = f"{name.replace('_', ', ')} (validation)"
         images, bpd = np.array(curve["images"]), np.array(curve["bpd"])
         axis.plot(images, bpd, line + "o", ms=3, color=COLOURS[prior], label=label)
-    for name, bpd in published.items():
-        prior, line = name.split("_")[-1], ":" if "msds1" in name else "-."
-        label = f"{name.replace('_', ', ')}: IGF23, test, 80.5 M parameters"
-        axis.axhline(bpd, ls=line, lw=1, color=COLOURS[prior], label=label)
+    for name in curves:
+        set_name, prior = name.split("_")
+        bpd = published["bpd"].get(set_name, {}).get(prior)
+        if bpd is not None:
+            line = ":" if set_name == "msds1" else "-."
+            size = f"{published['parameters'] / 1e6:.1f} M parameters"
+            label = f"{set_name}, {prior}: {published['system']}, test, {size}"
+            axis.axhline(bpd, ls=line, lw=1, color=COLOURS[prior], label=label)
     axis.set(xlabel="training images seen", ylabel="bits per dimension", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, frameon=False)
@@ -189,7 +193,13 @@ def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
             label=name.replace("_", ", "),
         )  # fmt: skip
     steps = np.arange(len(mean))
-    axis.plot(steps, mean[0] * 4.0**steps, "k:", lw=1, label="edge doubles each level")
+    axis.plot(
+        steps,
+        mean[0] * 4.0**steps,
+        "k:",
+        lw=1,
+        label="edge doubles each level, from the last model's h = 0",
+    )
     axis.set(yscale="log", xlabel="RG level h (0 is the finest)", ylabel="pixels with 90 %")
     axis.set_ylim(1, 2000)
     axis.axhline(1024, color="grey", lw=0.8)

@@ -114,6 +114,8 @@ def provenance(**more: object) -> dict:
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(sys.argv),
+        # The Makefile says what was typed; a notebook's kernel cannot know.
+        "command": os.environ.get("RGFLOW_COMMAND")
+        or ("jupyter" if "ipykernel" in sys.modules else " ".join(sys.argv)),
         **more,
     }

@@ -15,30 +15,47 @@ from rgflow_core.files import read_json, replacing
 MARKERS = ("<!-- results: begin -->", "<!-- results: end -->")
 
 
+def bpd_bars(rows: list[dict], models: dict[str, dict], published: dict) -> list[dict]:
+    """Test bpd of our models, each beside the published value of its set and prior.
+
+    Args:
+        rows: ``model`` (SET_PRIOR), ``split``, ``bpd``, ``stderr``, ``images``.
+        models: by name, ``kind`` (published or lean) and ``parameters``.
+        published: the content of ``data/published.json``.
+    """
+    bars = []
+    for row in rows:
+        if row["split"] != "test":
+            continue
+        set_name, prior = row["model"].split("_")
+        size = f"{models[row['model']]['parameters'] / 1e6:.1f} M"
+        ours = f"{set_name}, {prior}: {models[row['model']]['kind']} model, {size}, ours"
+        theirs = (
+            f"{set_name}, {prior}: {published['parameters'] / 1e6:.1f} M, {published['system']}"
+        )
+        values = {"bpd": row["bpd"], "stderr": row["stderr"], "images": row["images"]}
+        bars.append({"label": ours, "prior": prior, "published": False} | values)
+        bpd = published["bpd"].get(set_name, {}).get(prior)
+        if bpd is not None:
+            values = {"bpd": bpd, "stderr": None, "images": None}
+            bars.append({"label": theirs, "prior": prior, "published": True} | values)
+    return bars
+
+
 def bpd_table(results: dict) -> str:
     """Markdown table of test bits per dimension, ours beside the published."""
-    numbers = results["03_bpd_evaluation"]["numbers"]
     lines = ["| model | test bits per dimension | test pictures |", "|---|---|---|"]
-    counts = {r["model"]: r["images"] for r in numbers["rows"] if r["split"] == "test"}
-    for bar in numbers["bars"]:
-        name = "_".join(bar["label"].split(":")[0].split(", "))
+    for bar in results["03_bpd_evaluation"]["numbers"]["bars"]:
         value = f"{bar['bpd']:.3f}" + ("" if bar["stderr"] is None else f" ± {bar['stderr']:.3f}")
-        pictures = "not stated" if bar["published"] else f"{counts[name]:,}"
+        pictures = f"{bar['images']:,}" if bar["images"] else "not stated"
         lines.append(f"| {bar['label']} | {value} | {pictures} |")
     return "\n".join(lines)
 
 
-def findings(results: dict) -> str:
-    """What a profile's results say, in sentences whose every number is read from them."""
-    lines = []
-    for key, content in results.items():
-        if key.startswith("02_training"):
-            numbers = content["numbers"]
-            lines.append(
-                f"- {key.removeprefix('02_training_').replace('_', ', ')}: "
-                f"{numbers['parameters'] / 1e6:.2f} M parameters saw {numbers['images_seen']:,} "
-                f"training pictures in {numbers['seconds'] / 60:.1f} minutes."
-            )
+def findings(results: dict, notebooks: tuple[str, ...] = ("",)) -> str:
+    """What the notebooks with these beginnings found, and where their numbers come from."""
+    lines = [results[key]["found"] for key in sorted(results) if key[:2].isdigit()
+             and key.startswith(notebooks)]  # fmt: skip
     provenance = results["03_bpd_evaluation"]["provenance"]
     hardware, versions = provenance["hardware"], provenance["versions"]
     lines.append(
@@ -62,7 +79,7 @@ def update_readme(results: str | Path, readme: str | Path) -> None:
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
     collected = read_json(results)
-    table = f"{bpd_table(collected)}\n\n{findings(collected)}"
+    table = f"{bpd_table(collected)}\n\n{findings(collected, ('02', '03'))}"
     with replacing(readme) as temporary:
         temporary.write_text(f"{head}{begin}\n{table}\n{end}{tail}")
 

@@ -26,11 +26,6 @@ def root(start: str | Path = ".") -> Path:
     raise UserError(f"{here} is not inside the study's repository; start Jupyter there")
 
 
-def published(path: str | Path) -> dict:
-    """Published bits per dimension, ``{set: {prior: bpd}}``, from ``data/published.json``."""
-    return read_json(path)["bpd"]
-
-
 def models(folder: str | Path) -> dict[str, Path]:
     """Name -> path of the ``.safetensors`` in a folder, in order of their names.
 
@@ -65,14 +60,18 @@ def write_results(
     if arrays:
         with replacing(folder / f"{name}.npz") as temporary:
             np.savez_compressed(temporary, **arrays)
-    notebook = "_".join(name.split("_")[:2]) if name.startswith("02_") else name
-    source = provenance(
-        command=f"papermill notebooks/{notebook}.ipynb",
-        parameters=parameters,
-        seed=seed,
-        seconds=round(time.perf_counter() - _STARTED, 1),
-    )
+    seconds = round(time.perf_counter() - _STARTED, 1)
+    source = provenance(parameters=parameters, seed=seed, seconds=seconds)
     write_json(folder / f"{name}.json", {"numbers": numbers, "provenance": source})
+
+
+def found(folder: str | Path, name: str, lines: list[str]) -> object:
+    """Store what a notebook concludes beside its numbers, for the report, and show it."""
+    from IPython.display import Markdown
+
+    path, text = Path(folder) / f"{name}.json", "\n".join(lines)
+    write_json(path, read_json(path) | {"found": text})
+    return Markdown(text)
 
 
 def read_results(folder: str | Path, name: str) -> tuple[dict, dict[str, np.ndarray]]:

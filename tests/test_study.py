@@ -1,6 +1,10 @@
 """Stored results, the report, the notebooks' form, and the Makefile's own checks."""
 
+import itertools
 import json
+import os
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,7 +75,7 @@ def test_report_refuses_what_would_be_loaded(tmp_path):
     nb = nbformat.v4.new_notebook()
     nb.cells = [nbformat.v4.new_markdown_cell('<img src="http://example.invalid/a.png">')]
     nbformat.write(nb, tmp_path / "n.ipynb")
-    with pytest.raises((UserError, OSError)):
+    with pytest.raises(UserError, match="would load"):
         report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
     assert not (tmp_path / "n.html").exists()
 
@@ -95,3 +99,64 @@ def test_unknown_profile_is_refused():
     )
     assert done.returncode == 2
     assert "PROFILE must be one of smoke, default, retrain, paper" in done.stderr
+
+
+PRODUCTS = [
+    "01_data.ipynb results/01_data.json results/01_data.npz",
+    "02_training_msds1_laplace.ipynb models/msds1_laplace.safetensors "
+    "results/02_training_msds1_laplace.json",
+    "02_training_msds1_gaussian.ipynb models/msds1_gaussian.safetensors "
+    "results/02_training_msds1_gaussian.json",
+    "03_bpd_evaluation.ipynb results/03_bpd_evaluation.json",
+    "04_sparsity.ipynb results/04_sparsity.json results/04_sparsity.npz",
+    "05_receptive_fields.ipynb results/05_receptive_fields.json results/05_receptive_fields.npz",
+    "06_latent_space.ipynb results/06_latent_space.json results/06_latent_space.npz",
+    "07_figures.ipynb results.json",
+]
+
+
+def test_make_remakes_what_is_missing_and_nothing_else(tmp_path):
+    names = set(
+        re.findall(r"fig\d\d_[a-z_]+", (ROOT / "notebooks" / "07_figures.ipynb").read_text())
+    )
+    figures = [f"figures/{name}.{kind}" for name in names for kind in ("png", "pdf")]
+    products = [line.split() for line in PRODUCTS]
+    products[-1] += figures
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    sources = [".venv/installed", "requirements.lock", "pyproject.toml"]
+    sources += [
+        str(p.relative_to(ROOT)) for p in [*NOTEBOOKS, *(ROOT / "rgflow_core").glob("*.py")]
+    ]
+    age = itertools.count(1)
+    for name in ["requirements.lock", "pyproject.toml", *sources]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name) if "07" in name else (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0) if "venv" not in name else (1, 1))
+    for group in [*products, ["report.html"]]:
+        stamp = next(age) + 10
+        for name in group:
+            path = tmp_path / "runs" / "smoke" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (stamp, stamp))
+
+    def remade():
+        done = subprocess.run(
+            ["make", "-n", "reproduce", "PROFILE=smoke"],
+            cwd=tmp_path, capture_output=True, text=True, check=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "CONDA"))},
+        )  # fmt: skip
+        return set(re.findall(r"-> runs/smoke/(\S+)\.ipynb", done.stdout))
+
+    assert remade() == set()
+    for group in products:
+        for name in group[:4]:
+            path = tmp_path / "runs" / "smoke" / name
+            stamp = path.stat().st_mtime
+            path.unlink()
+            assert group[0].removesuffix(".ipynb") in remade(), name
+            path.touch()
+            os.utime(path, (stamp, stamp))
+    assert remade() == set()
+    (tmp_path / "runs" / "smoke" / "results" / "04_sparsity.npz").unlink()
+    assert remade() == {"04_sparsity", "07_figures"}
