@@ -145,11 +145,11 @@ FIGURES := $(FIGURES:%=$(R)/figures/%.png) $(FIGURES:%=$(R)/figures/%.pdf)
 $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) &: notebooks/07_figures.ipynb $(STORED) $(CORE)
 	$(call run,07_figures,{profile: $(PROFILE)})
 
-$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json rgflow_core/report.py
+$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core/report.py
 	@$(PYTHON) -m rgflow_core.report html $< $@
 
 # Only the default profile writes to figures/ and README's table.
-figures/results.json: $(R)/report.html $(FIGURES)
+figures/results.json: $(R)/report.html
 	@mkdir -p figures
 	@cp $(FIGURES) figures/
 	@$(PYTHON) -m rgflow_core.report readme $(R)/results.json README.md
