@@ -16,7 +16,12 @@ from rgflow_core.model import PictureModel
 
 @torch.no_grad()
 def bits_per_dim(
-    model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200, progress: bool = True
+    model: PictureModel,
+    images: Tensor,
+    seed: int = 0,
+    batch: int = 200,
+    progress: bool = True,
+    index: Tensor | None = None,
 ) -> Tensor:
     """Bits per dimension of each picture.
 
@@ -26,6 +31,7 @@ def bits_per_dim(
         seed: of the dequantisation noise, a function of seed and image index.
         batch: pictures at a time; changes nothing but memory and speed.
         progress: show a progress bar.
+        index: (N,) numbers of the images in their set; by default 0 ... N-1.
 
     Returns:
         (N,) float64.
@@ -34,12 +40,12 @@ def bits_per_dim(
     bar = tqdm(
         total=len(images), desc="evaluating", unit="image", leave=False, disable=not progress
     )
-    values = []
+    values, index = [], torch.arange(len(images)) if index is None else index
     with bar:
         for start in range(0, len(images), batch):
-            index = torch.arange(start, min(start + batch, len(images)))
-            values.append(model.bits_per_dim(images[index], model.noise(index, seed)).cpu())
-            bar.update(len(index))
+            part, which = images[start : start + batch], index[start : start + batch]
+            values.append(model.bits_per_dim(part, model.noise(which, seed)).cpu())
+            bar.update(len(part))
     return torch.cat(values)
 
 

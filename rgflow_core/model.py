@@ -60,6 +60,10 @@ class PictureModel(nn.Module):
         log_prior = base.log_prob(z).flatten(1).sum(1, dtype=torch.float64)
         return Terms(log_prior, log_det.double(), logit_log_det)
 
+    def forward(self, y: Tensor, logit_log_det: Tensor) -> Terms:
+        """:meth:`terms`, under the name that wrappers such as DistributedDataParallel call."""
+        return self.terms(y, logit_log_det)
+
     def log_prob(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-density of dequantised pictures x = (x8 + u) / 256 in [0, 1)^D.
 

@@ -6,21 +6,23 @@ resumed equals one that never stopped, bit for bit on a CPU with the same number
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample
@@ -163,7 +165,7 @@ class _BarHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _logging_to(folder: Path) -> Iterator[None]:
     logs = make_folder(folder / "logs")
     file = logging.FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
@@ -178,7 +180,7 @@ def _logging_to(folder: Path) -> Iterator[None]:
         file.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _deferred_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, for a loop that stops when its state is whole."""
     received: list[int] = []
@@ -221,6 +223,52 @@ def _prune(folder: Path, keep: int, best_epoch: int) -> None:
     for path in _epoch_files(folder)[:-keep]:
         if path.name != f"rgflow_ep{best_epoch:03d}.pth":
             path.unlink()
+
+
+class _Ranks:
+    """This process among those that ``torchrun`` started; alone without it."""
+
+    def __init__(self, device: str) -> None:
+        launched = distributed.is_torchelastic_launched()
+        self.rank = int(os.environ["RANK"]) if launched else 0
+        self.world = int(os.environ["WORLD_SIZE"]) if launched else 1
+        if launched and device in ("auto", "cuda") and torch.cuda.is_available():
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        self.device = cli.pick_device(device)
+        if launched:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            distributed.init_process_group(
+                backend, device_id=self.device if backend == "nccl" else None
+            )
+
+    @contextlib.contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """Rank 0 does this before the others, which then find its files."""
+        if self.rank:
+            distributed.barrier()
+        yield
+        if self.world > 1 and not self.rank:
+            distributed.barrier()
+
+    def mine(self, x: Tensor) -> Tensor:
+        """This rank's part of what is indexed by pictures."""
+        return x[self.rank :: self.world]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over ranks."""
+        if self.world > 1:
+            distributed.all_reduce(x)
+        return x / self.world
+
+    def gathered(self, part: Tensor, count: int) -> Tensor:
+        """Undo :meth:`mine` for a tensor (count,)."""
+        whole = torch.zeros(count, dtype=part.dtype, device=self.device)
+        whole[self.rank :: self.world] = part.to(self.device)
+        return (self.mean(whole) * self.world).cpu()
+
+    def close(self) -> None:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 class _Run:
@@ -311,32 +359,49 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         UserError: for data or checkpoints that cannot be used.
         FloatingPointError: if a loss is not finite; the last good checkpoint is kept.
     """
-    device, folder = cli.pick_device(settings.device), Path(folder)
+    folder = Path(folder)
     check_writable(folder)
-    # Before anything is written: what is missing or damaged should leave nothing behind.
-    data, val = (
-        datasets.load(
-            settings.dataset, split, settings.data_root, limit, settings.workers, progress
+    ranks = _Ranks(settings.device)
+    if settings.batch_size % ranks.world:
+        raise UserError(
+            f"batch_size must be a multiple of the {ranks.world} processes, not "
+            f"{settings.batch_size}"
         )
-        for split, limit in (("train", settings.train_images), ("val", settings.val_images))
-    )
-    run = _Run(settings, device, data.fingerprint)
+    # Before anything is written: what is missing or damaged should leave nothing behind.
+    with ranks.first_alone():
+        data, val = (
+            datasets.load(
+                settings.dataset, split, settings.data_root, limit, settings.workers, progress
+            )
+            for split, limit in (("train", settings.train_images), ("val", settings.val_images))
+        )
+    run = _Run(settings, ranks.device, data.fingerprint)
     if latest := latest_checkpoint(folder):
         run.restore(latest)
     final = folder / "model.safetensors"
     if final.exists() and len(run.history) >= settings.epochs:
         return final
-    make_folder(folder)
-    with _logging_to(folder), _deferred_signals() as signals:
-        _loop(run, folder, data.images.to(device), val.images, signals, progress)
-        _finish(run, folder)
+    with _deferred_signals() as signals, contextlib.ExitStack() as stack:
+        stack.callback(ranks.close)
+        if not ranks.rank:
+            stack.enter_context(_logging_to(make_folder(folder)))
+        _loop(run, ranks, folder, data.images.to(ranks.device), val.images, signals, progress)
+        if not ranks.rank:
+            _finish(run, folder)
     return final
 
 
 def _loop(
-    run: _Run, folder: Path, images: Tensor, val: Tensor, signals: list[int], progress: bool
+    run: _Run,
+    ranks: _Ranks,
+    folder: Path,
+    images: Tensor,
+    val: Tensor,
+    signals: list[int],
+    progress: bool,
 ) -> None:
     settings, model, flow = run.settings, run.model, run.model.flow
+    parallel = DistributedDataParallel(model) if ranks.world > 1 else model
     flips = settings.flip or datasets.SOURCES[settings.dataset].flip
     batch_size = min(settings.batch_size, len(images))
     if batch_size < settings.batch_size:
@@ -348,20 +413,25 @@ def _loop(
     log.info(
         f"{settings.model} model, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, "
         f"{settings.prior} prior, {len(images)} training and {len(val)} validation images, "
-        f"on {images.device}"
+        f"on {images.device}" + (f" and {ranks.world} processes" if ranks.world > 1 else "")
     )
     if run.step:
         log.info(f"Resuming at step {run.step} of {steps}")
     metrics = folder / "metrics.jsonl"
-    _truncate(metrics, run.step)
+    if not ranks.rank:
+        _truncate(metrics, run.step)
 
     def record(**values: float) -> None:
+        if ranks.rank:
+            return
         line = {"step": run.step, "images": run.step * batch_size} | values
         with open(metrics, "a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def save(name: str) -> None:
         nonlocal saved
+        if ranks.rank:
+            return
         run.seconds += time.perf_counter() - saved
         saved = time.perf_counter()
         run.save(folder / "ckpt" / name)
@@ -374,24 +444,28 @@ def _loop(
         desc="training",
         unit="image",
         unit_scale=True,
-        disable=not progress,
+        disable=not progress or ranks.rank > 0,
     )
     with bar:
         while run.step < steps:
             # One training step.
-            index, passes = (i.to(images.device) for i in order.batch(run.step, batch_size))
+            index, passes = order.batch(run.step, batch_size)
+            index, passes = (ranks.mine(i).to(images.device) for i in (index, passes))
             batch = images[index]
             if flips:
                 keys = counter.key(FLIP_STREAM, settings.seed, passes, index=index)
                 mirror = counter.uniform(keys, 1)[:, 0] < 0.5
                 batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
             x = dequantise(batch, model.noise(index, settings.seed, passes))
-            log_prob = sum(model.terms(*to_logit(x))) / run.config.dim
+            log_prob = sum(parallel(*to_logit(x))) / run.config.dim
             loss = -log_prob.mean()
             run.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            stop = torch.full_like(loss, bool(signals))
+            bpd = bits_per_dim(log_prob).mean()
+            loss, bpd, stop = ranks.mean(torch.stack((loss, bpd, stop)).detach()).tolist()
+            if not (math.isfinite(loss) and math.isfinite(norm.item())):
                 _stop(flow, run.step, loss)
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
             for group in run.optimizer.param_groups:
@@ -399,8 +473,11 @@ def _loop(
             run.optimizer.step()
             run.step += 1
 
+            # One process need not wait for the others to hear of a signal.
+            stop = stop or (ranks.world == 1 and signals)
+
             # What it says.
-            run.running.append(bits_per_dim(log_prob.detach()).mean().item())
+            run.running.append(bpd)
             bar.update(batch_size)
             in_epoch = (run.step - 1) % epoch_steps + 1
             epoch = (run.step - 1) // epoch_steps + 1
@@ -410,13 +487,15 @@ def _loop(
                 left = (steps - run.step) * batch_size / rate / 60
                 log.info(
                     f"{settings.dataset} {settings.prior} epoch {epoch}/{settings.epochs} batch "
-                    f"{in_epoch}/{epoch_steps} loss {loss.item():.4f} bpd {bpd:.4f}, "
+                    f"{in_epoch}/{epoch_steps} loss {loss:.4f} bpd {bpd:.4f}, "
                     f"{rate:.0f} images/s, {left:.1f} min left"
                 )
                 record(train_bpd=bpd, gradient_norm=norm.item())
                 run.running = []
             if in_epoch == epoch_steps:
-                valid = evaluate.summary(evaluate.bits_per_dim(model, val, progress=False))
+                which = ranks.mine(torch.arange(len(val)))
+                values = evaluate.bits_per_dim(model, val[which], progress=False, index=which)
+                valid = evaluate.summary(ranks.gathered(values, len(val)))
                 if not math.isfinite(valid["bpd"]):
                     _stop(flow, run.step, valid["bpd"])
                 took = time.perf_counter() - epoch_started
@@ -424,19 +503,18 @@ def _loop(
                 log.info(f"Validation BPD: {valid['bpd']:.4f}")
                 record(val_bpd=valid["bpd"], val_stderr=valid["stderr"], seconds=took)
                 run.history.append(valid | {"step": run.step, "images": run.step * batch_size})
-                sample.write_grid(
-                    model.sample(settings.img_samples, seed=settings.seed),
-                    folder / "samples" / f"epoch{epoch:03d}.png",
-                )
-                save(f"rgflow_ep{epoch:03d}.pth")
-                (folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
-                _prune(folder, settings.keep, _best(run.history))
+                if not ranks.rank:
+                    grid = model.sample(settings.img_samples, seed=settings.seed)
+                    sample.write_grid(grid, folder / "samples" / f"epoch{epoch:03d}.png")
+                    save(f"rgflow_ep{epoch:03d}.pth")
+                    (folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
+                    _prune(folder, settings.keep, _best(run.history))
                 epoch_started = time.perf_counter()
-            elif signals or time.perf_counter() - saved > 60 * settings.save_minutes:
+            elif stop or time.perf_counter() - saved > 60 * settings.save_minutes:
                 save("rgflow_last.pth")
-            if signals and run.step < steps:
+            if stop and run.step < steps:
                 log.info(f"Stopped at step {run.step}; --resume {folder} goes on")
-                raise KeyboardInterrupt if signals[0] == signal.SIGINT else SystemExit(143)
+                raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
 
 
 def _finish(run: _Run, folder: Path) -> None:
@@ -468,14 +546,14 @@ def _truncate(metrics: Path, step: int) -> None:
             temporary.write_text("".join(kept))
 
 
-def _stop(flow: RGFlow, step: int, loss: Tensor | float) -> None:
+def _stop(flow: RGFlow, step: int, loss: float) -> None:
     """Raise for a loss or gradient that is not finite."""
     bad = [
         n for n, p in flow.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
     ]
     where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
     raise FloatingPointError(
-        f"loss {float(loss)} at step {step}, not finite: {where}; checkpoints written before are "
+        f"loss {loss} at step {step}, not finite: {where}; checkpoints written before are "
         "good; start a new run with a lower --lr, or with --warmup"
     )
 
