@@ -76,7 +76,7 @@ endif
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 export GOMP_SPINCOUNT ?= 10000
 # For the provenance of results.
-export RGFLOW_COMMAND := make reproduce PROFILE=$(PROFILE)
+export RGFLOW_COMMAND := make $(or $(MAKECMDGOALS),help) PROFILE=$(PROFILE)
 
 # Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). Its executed copy, $(call done,NAME), appears
 # when it is done. Two run at once, so each line says whose it is; Jupyter's notices about TCP and
@@ -152,8 +152,17 @@ $(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core
 figures/results.json: $(R)/report.html
 	@mkdir -p figures
 	@cp $(FIGURES) figures/
-	@$(PYTHON) -m rgflow_core.report readme $(R)/results.json README.md
+	@$(PYTHON) -m rgflow_core.report results $(R)/results.json README.md
 	@cp $(R)/results.json figures/
+
+# --- Speed ----------------------------------------------------------------------------------------
+.PHONY: bench
+bench: $(SETUP)  ## Measure speed against the published way; fills figures/benchmarks.json
+	OMP_NUM_THREADS=$(CORES) $(PYTHON) -m papermill notebooks/A1_benchmarks.ipynb runs/A1_benchmarks.ipynb \
+		--no-progress-bar --log-level ERROR --stdout-file /dev/stdout -p out runs/bench \
+		-y '{hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches: [8, 32, 128], pictures: 2000}'
+	cp runs/bench/results/A1_benchmarks.json figures/benchmarks.json
+	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
 
 # --- For developers -----------------------------------------------------------------------------
 .PHONY: test notebooks lab clean

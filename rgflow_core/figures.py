@@ -236,3 +236,35 @@ def mixing(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figur
             if p == 0:
                 axis.set_title(title, fontsize=8)
     return figure
+
+
+def benchmark_bars(rates: dict[str, dict]) -> Figure:
+    """Images per second and fraction of the matrix-product peak, ours beside the published way."""
+    figure, axes = _axes(1, 2, 7, 2.6)
+    names = list(dict.fromkeys(key.split("/")[0] for key in rates))
+    kinds = (("images_per_second", "images per second"), ("of_peak", "fraction of the peak"))
+    for axis, (key, label) in zip(axes[0], kinds, strict=True):
+        for k, (who, colour) in enumerate((("ours", "#2b6ca3"), ("theirs", "#aaaaaa"))):
+            values = [rates[f"{name}/{who}"][key] for name in names]
+            bars = axis.bar(np.arange(len(names)) + 0.4 * k - 0.2, values, 0.4, color=colour)
+            axis.bar_label(bars, fmt="%.2g", fontsize=7)
+            bars.set_label("this package" if who == "ours" else "the published way")
+        axis.set_xticks(range(len(names)), names)
+        axis.set_ylabel(label)
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def cost_per_pixel(costs: dict[str, dict]) -> Figure:
+    """Time and memory per pixel of a training step, by lattice edge, batch and checkpointing."""
+    figure, axes = _axes(1, 2, 7, 2.8)
+    for axis, (key, scale, label) in zip(
+        axes[0],
+        (("seconds", 1e6, "microseconds per pixel"), ("memory", 1e-3, "kilobytes per pixel")),
+        strict=True,
+    ):
+        values = [cost[key] / cost["pixels"] * scale for cost in costs.values()]
+        axis.bar(range(len(costs)), values, color="#2b6ca3")
+        axis.set_xticks(range(len(costs)), list(costs), rotation=60, ha="right", fontsize=7)
+        axis.set_ylabel(label)
+    return figure

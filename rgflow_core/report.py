@@ -1,7 +1,7 @@
 """The report: tables from ``results.json``, and a self-contained HTML page.
 
-``python -m rgflow_core.report html NOTEBOOK OUT`` and
-``python -m rgflow_core.report readme RESULTS README``.
+``python -m rgflow_core.report html NOTEBOOK OUT``,
+``python -m rgflow_core.report results RESULTS README`` and the same with ``speed``.
 """
 
 import html
@@ -11,8 +11,6 @@ from pathlib import Path
 from rgflow_core import cli
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing
-
-MARKERS = ("<!-- results: begin -->", "<!-- results: end -->")
 
 
 def bpd_bars(rows: list[dict], models: dict[str, dict], published: dict) -> list[dict]:
@@ -54,34 +52,40 @@ def bpd_table(results: dict) -> str:
 
 def findings(results: dict, notebooks: tuple[str, ...] = ("",)) -> str:
     """What the notebooks with these beginnings found, and where their numbers come from."""
-    lines = [results[key]["found"] for key in sorted(results) if key[:2].isdigit()
-             and key.startswith(notebooks)]  # fmt: skip
-    provenance = results["03_bpd_evaluation"]["provenance"]
-    hardware, versions = provenance["hardware"], provenance["versions"]
-    lines.append(
-        f"- Profile {results['profile']}, commit {provenance['commit'][:10]}, torch "
-        f"{versions['torch']}, {hardware['processor']}, {hardware['threads']} threads, "
-        f"{provenance['date']}."
+    chosen = [v for k, v in sorted(results.items()) if k != "profile" and k.startswith(notebooks)]
+    source = chosen[-1]["provenance"]
+    hardware = source["hardware"]
+    origin = (
+        f"- `{source['command']}`, commit {source['commit'][:10]}, torch "
+        f"{source['versions']['torch']}, {hardware['gpu'] or hardware['processor']}, "
+        f"{hardware['threads']} threads, {source['date']}."
     )
-    return "\n".join(lines)
+    return "\n".join([*(content["found"] for content in chosen), origin])
 
 
-def update_readme(results: str | Path, readme: str | Path) -> None:
-    """Put the table of ``results.json`` between README's markers.
+def _results(collected: dict) -> str:
+    return f"{bpd_table(collected)}\n\n{findings(collected, ('02', '03'))}"
+
+
+def _speed(stored: dict) -> str:
+    return findings({"A1_benchmarks": stored}, ("A1",))
+
+
+def update_readme(what: str, source: str | Path, readme: str | Path) -> None:
+    """Put the content of a JSON file between README's markers of the same name.
 
     Raises:
         UserError: if a file cannot be read or the markers are missing.
     """
     text = Path(readme).read_text()
-    begin, end = MARKERS
+    begin, end = (f"<!-- {what}: {word} -->" for word in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"{readme}: needs the lines {begin} and {end} once each")
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
-    collected = read_json(results)
-    table = f"{bpd_table(collected)}\n\n{findings(collected, ('02', '03'))}"
+    middle = {"results": _results, "speed": _speed}[what](read_json(source))
     with replacing(readme) as temporary:
-        temporary.write_text(f"{head}{begin}\n{table}\n{end}{tail}")
+        temporary.write_text(f"{head}{begin}\n{middle}\n{end}{tail}")
 
 
 def _mathml(page: str) -> str:
@@ -130,12 +134,15 @@ def write_html(notebook: str | Path, out: str | Path) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser("Make the HTML report, or README's table of results.")
-    parser.add_argument("what", choices=("html", "readme"))
-    parser.add_argument("source", help="executed notebook, or results.json")
+    parser = cli.Parser("Make the HTML report, or README's results or table of speeds.")
+    parser.add_argument("what", choices=("html", "results", "speed"))
+    parser.add_argument("source", help="executed notebook, or results as JSON")
     parser.add_argument("target", help="HTML file to write, or README.md to update")
     args = parser.parse_args()
-    {"html": write_html, "readme": update_readme}[args.what](args.source, args.target)
+    if args.what == "html":
+        write_html(args.source, args.target)
+    else:
+        update_readme(args.what, args.source, args.target)
 
 
 if __name__ == "__main__":

@@ -4,30 +4,14 @@ import hashlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 from scipy import stats
 from support import GOLDEN
 
 from rgflow_core import msds
+from rgflow_core.benchmarks import pillow_render
 
 SETS = ("msds1", "msds2")
 SPLITS = ("train", "val", "test")
-
-
-def pillow_pictures(labels):
-    """The published drawing loop, from the facts."""
-    pictures = []
-    for picture in labels:
-        canvas = Image.new("RGB", (32, 32))
-        for column in picture:
-            for x, y, angle, *colour in column:
-                tile = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
-                fill = (*(int(c) for c in colour), 255)
-                ImageDraw.Draw(tile).ellipse([(1, 3), (7, 5)], fill=fill)
-                tile = tile.rotate(float(angle), Image.Resampling.BICUBIC)
-                canvas.paste(tile, (int(x), int(y)), tile)
-        pictures.append(np.asarray(canvas))
-    return np.stack(pictures)
 
 
 # Pictures
@@ -40,13 +24,13 @@ def test_golden_pictures(name):
     drawn = msds.render(labels)
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn, images)
-    np.testing.assert_array_equal(pillow_pictures(labels[:8]), images[:8])
+    np.testing.assert_array_equal(pillow_render(labels[:8]), images[:8])
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_pictures_equal_pillows(name):
     labels = msds.labels(name, "train", 5000, 5200)
-    np.testing.assert_array_equal(msds.render(labels), pillow_pictures(labels))
+    np.testing.assert_array_equal(msds.render(labels), pillow_render(labels))
 
 
 ANGLES = {
@@ -68,7 +52,7 @@ def test_unusual_labels_equal_pillows(kind):
     labels[..., 2] = ANGLES[kind](rng).reshape(100, 4, 4)
     labels[..., 3:] = rng.integers(0, 256, (100, 4, 4, 3))
     labels[:50, ..., 3:] = rng.choice([0, 1, 127, 128, 254, 255], (50, 4, 4, 3))
-    np.testing.assert_array_equal(msds.render(labels), pillow_pictures(labels))
+    np.testing.assert_array_equal(msds.render(labels), pillow_render(labels))
 
 
 def test_rendering_does_not_depend_on_the_chunk():

@@ -83,14 +83,14 @@ def test_report_refuses_what_would_be_loaded(tmp_path):
 def test_readme_table_is_the_one_of_the_results(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
-    report.update_readme(ROOT / "figures" / "results.json", copy)
+    report.update_readme("results", ROOT / "figures" / "results.json", copy)
     assert copy.read_text() == (ROOT / "README.md").read_text()
 
 
 def test_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(UserError, match="results: begin"):
-        report.update_readme(ROOT / "figures" / "results.json", tmp_path / "README.md")
+        report.update_readme("results", ROOT / "figures" / "results.json", tmp_path / "README.md")
 
 
 def test_unknown_profile_is_refused():

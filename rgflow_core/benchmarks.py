@@ -1,0 +1,308 @@
+"""Speed: this package against the published codes' way of computing, measured in pairs.
+
+The comparator :class:`PublishedWay` is a plain module that computes as both published codes do:
+every layer gathers its blocks from the full lattice by an index table and scatters them back, S and
+T run apart, weights are normalised in every call, each network is checkpointed in training. Times
+of a shared machine drift; so ours and theirs alternate, and the machine's own matrix product is
+timed between them.
+"""
+
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
+
+from rgflow_core import cli
+from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
+
+
+class _Activation(nn.Module):
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.alpha * x)
+
+
+class _Network(nn.Module):
+    def __init__(self, features: int, res_blocks: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        widths = [features, *[hidden] * depth, features]
+        blocks = [
+            [m for i, o in pairs for m in (_Activation(i), weight_norm(nn.Linear(i, o)))]
+            for pairs in [list(pairwise(widths))] * res_blocks
+        ]
+        self.res_blocks = nn.ModuleList(nn.Sequential(*block) for block in blocks)
+        self.gain = nn.Parameter(torch.zeros(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.res_blocks:
+            x = (x + block(x)) / math.sqrt(2)
+        return x * self.gain
+
+
+class _Layer(nn.Module):
+    """All blocks of one offset of one level, gathered from the whole picture."""
+
+    def __init__(self, flow: RGFlow, level: int, offset: int, couplings: int) -> None:
+        super().__init__()
+        config = flow.config
+        m, step = config.kernel, 2**level
+        edge = config.image_size // step
+        start = torch.arange(edge // m)[:, None] * m + offset
+        lines = (start + torch.arange(m)) % edge * step
+        index = lines[:, None, :, None] * config.image_size + lines[None, :, None, :]
+        self.register_buffer("index", index.reshape(-1, m * m))
+        odd = (torch.arange(m)[:, None] + torch.arange(m)) % 2
+        mask = (odd if config.first_parity == "odd" else 1 - odd).float()
+        self.register_buffer("mask", mask.repeat(config.channels, 1, 1).flatten())
+        sizes = (config.res_blocks[level], config.hidden[level], config.mlp_depth[level])
+        nets = [[_Network(len(self.mask), *sizes) for _ in range(couplings)] for _ in "st"]
+        self.s, self.t = map(nn.ModuleList, nets)
+
+    def _gather(self, x: Tensor) -> Tensor:
+        blocks = x.flatten(2)[:, :, self.index]
+        return blocks.transpose(1, 2).reshape(-1, len(self.mask))
+
+    def _scatter(self, x: Tensor, blocks: Tensor) -> Tensor:
+        out = x.flatten(2).clone()
+        shape = (len(x), -1, x.shape[1], self.index.shape[1])
+        out[:, :, self.index] = blocks.reshape(shape).transpose(1, 2)
+        return out.view_as(x)
+
+    def _scale_shift(self, k: int, mask: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        half = mask * x
+        s, t = (
+            checkpoint(net, half, use_reentrant=False) if torch.is_grad_enabled() else net(half)
+            for net in (self.s[k], self.t[k])
+        )
+        return (1 - mask) * torch.tanh(s), (1 - mask) * t
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        blocks, log_det = self._gather(x), 0.0
+        for k in range(len(self.s)):
+            for mask in (self.mask, 1 - self.mask):
+                s, t = self._scale_shift(k, mask, blocks)
+                blocks = mask * blocks + (1 - mask) * (blocks * torch.exp(s) + t)
+                log_det = log_det + s.sum(1)
+        return self._scatter(x, blocks), log_det.reshape(len(x), -1).sum(1)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        blocks = self._gather(x)
+        for k in reversed(range(len(self.s))):
+            for mask in (1 - self.mask, self.mask):
+                s, t = self._scale_shift(k, mask, blocks)
+                blocks = mask * blocks + (1 - mask) * ((blocks - t) * torch.exp(-s))
+        return self._scatter(x, blocks)
+
+
+class PublishedWay(nn.Module):
+    """The comparator, with the weights of a flow of published subnets."""
+
+    def __init__(self, flow: RGFlow) -> None:
+        super().__init__()
+        m = flow.config.kernel
+        self.layers = nn.ModuleList(
+            _Layer(flow, h, offset, couplings)
+            for h, pair in enumerate(flow.config.couplings)
+            for offset, couplings in zip((0, m // 2), pair, strict=True)
+        )
+        bijections = [b for level in flow.levels for b in (level.decimator, level.disentangler)]
+        with torch.no_grad():
+            for layer, bijection in zip(self.layers, bijections, strict=True):
+                for k, coupling in enumerate(bijection.couplings):
+                    for which, net in enumerate((layer.s[k], layer.t[k])):
+                        _copy(coupling.subnet, which, net)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = 0.0
+        for layer in self.layers:
+            x, layer_log_det = layer(x)
+            log_det = log_det + layer_log_det
+        return x, log_det
+
+    def inverse(self, x: Tensor) -> Tensor:
+        for layer in reversed(self.layers):
+            x = layer.inverse(x)
+        return x
+
+
+def _copy(subnet: nn.Module, which: int, net: _Network) -> None:
+    """The weights of S (0) or T (1) of a published subnet."""
+    net.gain.copy_(subnet.gain[which])
+    for block, linears, alphas in zip(net.res_blocks, subnet.linears, subnet.alphas, strict=True):
+        for j, (linear, alpha) in enumerate(zip(linears, alphas, strict=True)):
+            block[2 * j].alpha.copy_(alpha[which])
+            target = block[2 * j + 1]
+            target.bias.copy_(linear.bias[which])
+            target.parametrizations.weight.original0.copy_(linear.weight_g[which])
+            target.parametrizations.weight.original1.copy_(linear.weight_v[which])
+
+
+def flops_per_image(flow: RGFlow) -> float:
+    """Floating-point operations of the matrix products of one forward pass, per picture."""
+    config, total = flow.config, 0
+    for h, level in enumerate(flow.levels):
+        blocks = (config.image_size // 2**h // config.kernel) ** 2
+        matrices = (p for n, p in level.named_parameters() if n.endswith(("weight_v", ".weight")))
+        # A pair of published networks runs in both half-steps, a lean network in one.
+        runs = 2 if config.subnet == "published" else 1
+        total += 2 * runs * blocks * sum(p.numel() for p in matrices)
+    return float(total)
+
+
+def matrix_peak(device: str = "cpu", repeats: int = 10) -> float:
+    """FLOP/s of a float32 product (8192 x 512) (512 x 512), the best of ``repeats``."""
+    a, b = torch.randn(8192, 512, device=device), torch.randn(512, 512, device=device)
+    best = min(seconds(lambda: a @ b, device) for _ in range(repeats))
+    return 2 * 8192 * 512 * 512 / best
+
+
+def seconds(run: Callable[[], object], device: str = "cpu") -> float:
+    """Wall-clock time of one call."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def race(
+    ours: Callable[[], object], theirs: Callable[[], object], pairs: int, device: str = "cpu"
+) -> dict:
+    """Alternate two programs after a warm-up.
+
+    Returns:
+        Seconds of ``ours`` and ``theirs``, one per pair, ``speedup``: the median ratio, and
+        ``best_speedup``: best against best, and ``peak``: the best matrix product in between.
+    """
+    ours(), theirs()
+    times, peaks = {"ours": [], "theirs": []}, []
+    for _ in range(pairs):
+        peaks.append(matrix_peak(device))
+        times["ours"].append(seconds(ours, device))
+        times["theirs"].append(seconds(theirs, device))
+    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
+    return times | {
+        "speedup": statistics.median(ratios),
+        "spread": [min(ratios), max(ratios)],
+        "best_speedup": min(times["theirs"]) / min(times["ours"]),
+        "peak": max(peaks),
+    }
+
+
+def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
+    """Programs that train, evaluate and sample one batch y (B, C, L, L) of a flow."""
+    # A rate so small that the weights stay what they are.
+    optimizer = torch.optim.AdamW(flow.parameters(), lr=1e-12, fused=True)
+    folded = flow.fold() if isinstance(flow, RGFlow) else flow
+
+    def train() -> None:
+        z, log_det = flow(y)
+        loss = (z.square().sum() / 2 - log_det.sum()) / y.numel()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        optimizer.step()
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        folded(y)
+
+    @torch.no_grad()
+    def sample() -> None:
+        folded.inverse(y)
+
+    return {"train": train, "evaluate": evaluate, "sample": sample}
+
+
+def time_shares(run: Callable[[], object], largest: int = 8) -> dict[str, float]:
+    """Share of the time of one call spent inside each torch operation, the largest first."""
+    run()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profile:
+        run()
+    own = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    total = sum(own.values())
+    ranked = sorted(own.items(), key=lambda item: -item[1])[:largest]
+    return {name.removeprefix("aten::"): value / total for name, value in ranked}
+
+
+def randomise(flow: RGFlow, seed: int = 0) -> RGFlow:
+    """Give a fresh flow random small gains: it is no longer the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in flow.named_parameters():
+            if name.endswith(("gain", "leave.weight")):
+                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return flow
+
+
+def pillow_render(labels: np.ndarray) -> np.ndarray:
+    """MSDS pictures by the published drawing loop (facts of both codes), for comparison."""
+    pictures = []
+    for picture in labels:
+        canvas = Image.new("RGB", (32, 32))
+        for column in picture:
+            for x, y, angle, *colour in column:
+                tile = Image.new("RGBA", (8, 8), (255, 255, 255, 0))
+                fill = (*(int(c) for c in colour), 255)
+                ImageDraw.Draw(tile).ellipse([(1, 3), (7, 5)], fill=fill)
+                tile = tile.rotate(float(angle), Image.Resampling.BICUBIC)
+                canvas.paste(tile, (int(x), int(y)), tile)
+        pictures.append(np.asarray(canvas))
+    return np.stack(pictures)
+
+
+def training_cost(
+    image_size: int, batch: int, model: str = "lean", checkpointing: bool = False, steps: int = 3
+) -> dict:
+    """Time and memory of a training step, measured in a process of its own.
+
+    Returns:
+        ``seconds`` of the fastest step, ``memory``: bytes that training took beyond the model.
+    """
+    arguments = [image_size, batch, model, int(checkpointing), steps]
+    done = subprocess.run(
+        [sys.executable, "-m", "rgflow_core.benchmarks", *map(str, arguments)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = cli.Parser("One model's training step: prints seconds and bytes as JSON.")
+    for name in ("image_size", "batch"):
+        parser.add_argument(name, type=cli.count)
+    parser.add_argument("model", choices=("lean", "published"))
+    parser.add_argument("checkpointing", type=int, choices=(0, 1))
+    parser.add_argument("steps", type=cli.count)
+    args = parser.parse_args()
+    levels = (args.image_size // 4).bit_length()
+    fields = {"image_size": args.image_size, "coupling_layers": (4,) * levels}
+    flow = RGFlow(RGFlowConfig(**fields, **(LEAN if args.model == "lean" else {})))
+    flow.use_checkpointing(bool(args.checkpointing))
+    train = tasks(flow, torch.randn(args.batch, *flow.config.shape))["train"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    took = min(seconds(train) for _ in range(args.steps))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"seconds": took, "memory": (peak - before) * 1024}))
+
+
+if __name__ == "__main__":
+    cli.run(main)
