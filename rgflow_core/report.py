@@ -64,7 +64,7 @@ def findings(results: dict, notebooks: tuple[str, ...] = ("",)) -> str:
 
 
 def _results(collected: dict) -> str:
-    return f"{bpd_table(collected)}\n\n{findings(collected, ('02', '03'))}"
+    return f"{bpd_table(collected)}\n\n{findings(collected, ('02',))}"
 
 
 def _speed(stored: dict) -> str:
