@@ -185,13 +185,14 @@ def seconds(run: Callable[[], object], device: str = "cpu") -> float:
 def race(
     ours: Callable[[], object], theirs: Callable[[], object], pairs: int, device: str = "cpu"
 ) -> dict:
-    """Alternate two programs after a warm-up.
+    """Alternate two programs, after two rounds that do not count.
 
     Returns:
         Seconds of ``ours`` and ``theirs``, one per pair, ``speedup``: the median ratio, and
         ``best_speedup``: best against best, and ``peak``: the best matrix product in between.
     """
-    ours(), theirs()
+    for _ in range(2):
+        ours(), theirs()
     times, peaks = {"ours": [], "theirs": []}, []
     for _ in range(pairs):
         peaks.append(matrix_peak(device))

@@ -108,7 +108,7 @@ def bpd_bars(rows: list[dict]) -> Figure:
         axis.text(row["bpd"], k, f"  {row['bpd']:.3f}", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
     axis.invert_yaxis()
-    axis.margins(x=0.15)
+    axis.margins(x=0.25)
     axis.set_xlabel("test bits per dimension ± 2 standard errors")
     return figure
 

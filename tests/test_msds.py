@@ -280,3 +280,17 @@ def with_value(index, value):
 def test_impossible_labels(labels, word):
     with pytest.raises(ValueError, match=word):
         msds.render(labels)
+
+
+def test_the_table_of_coverages_is_as_exact_as_its_slack_says():
+    starts, rises, positions = (table.reshape(msds._STEPS, -1) for table in msds._table())
+    rng = np.random.default_rng(0)
+    step, part = rng.integers(msds._STEPS, size=20_000), rng.random((20_000, 1), np.float32)
+    row, column = np.divmod(positions[step], msds._EDGE)
+    turn = -(step[:, None] + part.astype(float)) * 2 * np.pi / msds._STEPS
+    x, y = msds._source(np.cos(turn), np.sin(turn), column + 0.5, row + 0.5)
+    exact = msds._bicubic(x.ravel(), y.ravel(), 1.0).reshape(x.shape)
+    exact[(x < 0) | (x >= 8) | (y < 0) | (y >= 8)] = 0
+    error = np.abs(starts[step] + part * rises[step] - exact)
+    assert np.isnan(error).mean() < 1e-3  # where coverage jumps, the table says nothing
+    assert np.nanmax(error) < msds._SLACK
