@@ -236,7 +236,7 @@ class BlockBijection(nn.Module):
         blocks = self._blocks(grid)
         # Without gradients, part by part: intermediate values then stay in a CPU's cache.
         whole = torch.is_grad_enabled() or blocks.is_cuda
-        parts = [self._run_blocks(p, inverse) for p in ([blocks] if whole else blocks.split(1024))]
+        parts = [self._run_blocks(p, inverse) for p in ([blocks] if whole else blocks.split(4096))]
         blocks, log_det = (torch.cat(p) for p in zip(*parts, strict=True))
         return self._grid(blocks, grid.shape), log_det.reshape(len(grid), -1).sum(1)
 
