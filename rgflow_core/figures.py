@@ -251,7 +251,8 @@ def benchmark_bars(rates: dict[str, dict]) -> Figure:
             bars.set_label("this package" if who == "ours" else "the published way")
         axis.set_xticks(range(len(names)), names)
         axis.set_ylabel(label)
-    axes[0, 0].legend(fontsize=7, frameon=False)
+        axis.margins(y=0.3)
+    axes[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
     return figure
 
 
