@@ -7,6 +7,7 @@ resumed equals one that never stopped, bit for bit on a CPU with the same number
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import math
@@ -245,10 +246,10 @@ class _Ranks:
     def first_alone(self) -> Iterator[None]:
         """Rank 0 does this before the others, which then find its files."""
         if self.rank:
-            distributed.barrier()
+            self.wait()
         yield
-        if self.world > 1 and not self.rank:
-            distributed.barrier()
+        if not self.rank:
+            self.wait()
 
     def mine(self, x: Tensor) -> Tensor:
         """This rank's part of what is indexed by pictures."""
@@ -266,8 +267,15 @@ class _Ranks:
         whole[self.rank :: self.world] = part.to(self.device)
         return (self.mean(whole) * self.world).cpu()
 
+    def wait(self) -> None:
+        """Until all ranks are here: one that leaves earlier breaks the others' connections."""
+        if self.world > 1:
+            distributed.barrier()
+
     def close(self) -> None:
+        """Give up the connections; what still refers to them would abort the program's end."""
         if distributed.is_initialized():
+            gc.collect()
             distributed.destroy_process_group()
 
 
@@ -388,6 +396,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         _loop(run, ranks, folder, data.images.to(ranks.device), val.images, signals, progress)
         if not ranks.rank:
             _finish(run, folder)
+        ranks.wait()
     return final
 
 
