@@ -2,7 +2,7 @@
 
 from rgflow_core import msds
 from rgflow_core.checkpoints import load, load_published, save_published
-from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
 
@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LEAN",
+    "LEAN_AFFINE",
     "PictureModel",
     "Prior",
     "RGFlow",

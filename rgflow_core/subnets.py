@@ -1,7 +1,8 @@
-"""Networks that give the scale and shift of a coupling layer.
+"""Networks that give the parameters of a coupling layer.
 
-Both networks answer the same question: given one checkerboard half of every block, what is the
-log-scale ``s`` and the shift ``t`` of the other half? A coupling layer asks twice, once per
+Both networks answer the same question: given one checkerboard half of every block, what are the
+log-scale ``s`` and the shift ``t`` of the other half (for the coupling "nlsq" also ``q``, ``d``
+and ``g``, see :mod:`rgflow_core.transforms`)? A coupling layer asks twice, once per
 half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029), exactly;
 :class:`LeanSubnet` is ours, about fifty times smaller, for training on a CPU.
 """
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ScaleShift = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Parameters = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 
 def split_parity(x: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
@@ -88,6 +89,7 @@ class PublishedSubnet(nn.Module):
         hidden: width H of the hidden layers.
         depth: number of hidden layers in a block.
         first_parity: checkerboard half ("even" or "odd") that half-step 0 is conditioned on.
+        outputs: parameters per value of the coupling; here always 2, s and t.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class PublishedSubnet(nn.Module):
         hidden: int,
         depth: int,
         first_parity: str,
+        outputs: int = 2,
     ) -> None:
         super().__init__()
         self.block = (channels, kernel)
@@ -140,7 +143,7 @@ class PublishedSubnet(nn.Module):
                 linear.weight_g = None
         self.folded = True
 
-    def prepare(self) -> ScaleShift:
+    def prepare(self) -> Parameters:
         """Make the weights once; the result maps (half, half-step) to (s, t)."""
         weights = list(self._weights())
         in_place = not torch.is_grad_enabled()
@@ -162,16 +165,18 @@ class PublishedSubnet(nn.Module):
 
 
 class LeanNetwork(nn.Module):
-    """One small network for scale and shift: linear, residual SiLU blocks, linear from zero."""
+    """One small network: linear, residual SiLU blocks, linear from zero."""
 
-    def __init__(self, features: int, res_blocks: int, hidden: int, depth: int) -> None:
+    def __init__(
+        self, features: int, outputs: int, res_blocks: int, hidden: int, depth: int
+    ) -> None:
         super().__init__()
         self.enter = nn.Linear(features, hidden)
         self.blocks = nn.ModuleList(
             nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth))
             for _ in range(res_blocks)
         )
-        self.leave = nn.Linear(hidden, 2 * features)
+        self.leave = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -186,10 +191,10 @@ class LeanNetwork(nn.Module):
 
 
 class LeanSubnet(nn.Module):
-    """A :class:`LeanNetwork` per half-step, from C m^2 / 2 values to scale and shift.
+    """A :class:`LeanNetwork` per half-step, from C m^2 / 2 values to their coupling's parameters.
 
-    The log-scale is bounded smoothly, s = 2 tanh(s' / 2). Same arguments as
-    :class:`PublishedSubnet`; the halves have networks of their own, so their order is free.
+    All are bounded smoothly: s = 2 tanh(s' / 2) and d likewise, q = 0.95 tanh(q'). Same arguments
+    as :class:`PublishedSubnet`; the halves have networks of their own, so their order is free.
     """
 
     def __init__(
@@ -200,21 +205,27 @@ class LeanSubnet(nn.Module):
         hidden: int,
         depth: int,
         first_parity: str,
+        outputs: int = 2,
     ) -> None:
         super().__init__()
         features = channels * kernel**2 // 2
         self.halves = nn.ModuleList(
-            LeanNetwork(features, res_blocks, hidden, depth) for _ in range(2)
+            LeanNetwork(features, outputs * features, res_blocks, hidden, depth) for _ in range(2)
         )
+        self.outputs = outputs
 
-    def prepare(self) -> ScaleShift:
-        """The map from (half, half-step) to (s, t)."""
+    def prepare(self) -> Parameters:
+        """The map from (half, half-step) to the coupling's parameters."""
 
-        def scale_shift(half: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            s, t = self.halves[step](half).chunk(2, -1)
-            return 2 * torch.tanh(s / 2), t
+        def parameters(half: Tensor, step: int) -> tuple[Tensor, ...]:
+            s, t, *bump = self.halves[step](half).chunk(self.outputs, -1)
+            s = 2 * torch.tanh(s / 2)
+            if not bump:
+                return s, t
+            q, d, g = bump
+            return s, t, 0.95 * torch.tanh(q), 2 * torch.tanh(d / 2), g
 
-        return scale_shift
+        return parameters
 
 
 SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet}

@@ -29,11 +29,13 @@ from tqdm.auto import tqdm
 from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample
 from rgflow_core.errors import UserError
 from rgflow_core.files import check_writable, make_folder, provenance, replacing, write_json
-from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
+from rgflow_core.muon import Muon
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
 
+MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE}
 ORDER_STREAM, FLIP_STREAM = 3, 4
 TEST_MODE = {"train_images": 128, "val_images": 64}
 
@@ -57,7 +59,7 @@ class Settings:
 
     dataset: str = _knob("msds1", "data set", choices=datasets.SOURCES)
     data_root: str = _knob("data", "data folder; of data set folder: the pictures' own")
-    model: str = _knob("published", "80.5 M or 1.64 M parameters", choices=("published", "lean"))
+    model: str = _knob("published", "80.5, 1.83 or 1.64 M parameters", choices=tuple(MODELS))
     prior: str = _knob("laplace", "prior of the latents", choices=NAMES)
     convention: str = _knob(
         "unit_variance",
@@ -67,6 +69,10 @@ class Settings:
     epochs: int = _knob(60, "passes through the data, or through --images-per-epoch", least=1)
     batch_size: int = _knob(512, "pictures in a step", least=1)
     lr: float = _knob(1e-3, "learning rate", above=0)
+    optimizer: str = _knob(
+        "adamw", "adamw, or muon for the square matrices", choices=("adamw", "muon")
+    )
+    matrix_lr: float = _knob(0.02, "learning rate of Muon", above=0)
     weight_decay: float = _knob(5e-5, "weight decay of AdamW", least=0)
     beta2: float = _knob(0.999, "decay of AdamW's second moment", above=0, below=1)
     clip: float = _knob(1.0, "largest norm of the gradient", above=0)
@@ -109,8 +115,9 @@ class Settings:
 
 LEAN_RECIPE = {
     "model": "lean",
-    "batch_size": 64,
+    "batch_size": 16,
     "lr": 3e-3,
+    "optimizer": "muon",
     "beta2": 0.99,
     "warmup": 200,
     "schedule": "cosine",
@@ -121,14 +128,14 @@ _MAY_CHANGE |= {"checkpointing"}
 
 
 def flow_config(settings: Settings) -> RGFlowConfig:
-    """The model a run trains: published or lean, for the channels of its data set."""
+    """The model a run trains, for the channels of its data set."""
     channels = datasets.SOURCES[settings.dataset].channels
-    return RGFlowConfig(channels=channels, **(LEAN if settings.model == "lean" else {}))
+    return RGFlowConfig(channels=channels, **MODELS[settings.model])
 
 
-def learning_rate(settings: Settings, step: int, steps: int) -> float:
-    """Learning rate of step 0 ... steps-1: linear warm-up, then constant or cosine."""
-    rate = settings.lr * min(1.0, (step + 1) / max(1, settings.warmup))
+def rate_factor(settings: Settings, step: int, steps: int) -> float:
+    """Of the learning rates, at step 0 ... steps-1: linear warm-up, then constant or cosine."""
+    rate = min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * step / steps))
     return rate
@@ -279,6 +286,26 @@ class _Ranks:
             distributed.destroy_process_group()
 
 
+def _optimizers(settings: Settings, flow: RGFlow) -> list[torch.optim.Optimizer]:
+    """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
+    parameters = list(flow.parameters())
+    muon = settings.optimizer == "muon"
+    square = [p for p in parameters if muon and p.ndim == 2 and p.shape[0] == p.shape[1]]
+    taken = {id(p) for p in square}
+    adamw = torch.optim.AdamW(
+        [p for p in parameters if id(p) not in taken],
+        lr=settings.lr,
+        betas=(0.9, settings.beta2),
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    optimizers = [adamw, Muon(square, settings.matrix_lr)] if square else [adamw]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
 class _Run:
     """What a training checkpoint holds: model, optimiser, and where the run stands."""
 
@@ -287,13 +314,7 @@ class _Run:
         torch.manual_seed(settings.seed)
         flow = RGFlow(self.config).to(device).use_checkpointing(settings.checkpointing)
         self.model = PictureModel(flow, Prior(settings.prior, settings.convention))
-        self.optimizer = torch.optim.AdamW(
-            flow.parameters(),
-            lr=settings.lr,
-            betas=(0.9, settings.beta2),
-            weight_decay=settings.weight_decay,
-            fused=True,
-        )
+        self.optimizers = _optimizers(settings, flow)
         self.facts = {
             "config": self.config.to_dict(),
             "prior": vars(self.model.prior),
@@ -309,7 +330,7 @@ class _Run:
         state = {
             "epoch": len(self.history),
             "model": self.model.flow.state_dict(),
-            "optim": self.optimizer.state_dict(),
+            "optim": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
             "history": self.history,
@@ -325,7 +346,8 @@ class _Run:
             self._compare(state, path)
             checkpoints.check_finite(state["model"], path)
             self.model.flow.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optim"])
+            for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
+                optimizer.load_state_dict(old)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
             self.running = [float(bpd) for bpd in state["running"]]
             self.history = [dict(entry) for entry in state["history"]]
@@ -468,7 +490,7 @@ def _loop(
             x = dequantise(batch, model.noise(index, settings.seed, passes))
             log_prob = sum(parallel(*to_logit(x))) / run.config.dim
             loss = -log_prob.mean()
-            run.optimizer.zero_grad(set_to_none=True)
+            flow.zero_grad(set_to_none=True)
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             stop = torch.full_like(loss, bool(signals))
@@ -477,9 +499,10 @@ def _loop(
             if not (math.isfinite(loss) and math.isfinite(norm.item())):
                 _stop(flow, run.step, loss)
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
-            for group in run.optimizer.param_groups:
-                group["lr"] = learning_rate(settings, run.step, steps)
-            run.optimizer.step()
+            for optimizer in run.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * rate_factor(settings, run.step, steps)
+                optimizer.step()
             run.step += 1
 
             # One process need not wait for the others to hear of a signal.
@@ -575,8 +598,8 @@ def parser(defaults: bool = True) -> argparse.ArgumentParser:
     out = cli.Parser(
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
         "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
-        "and want a GPU; on a CPU try: --model lean --batch-size 64 --lr 3e-3 --beta2 0.99 "
-        "--warmup 200 --schedule cosine."
+        "and want a GPU; on a CPU try: --model lean --batch-size 16 --lr 3e-3 --optimizer muon "
+        "--beta2 0.99 --warmup 200 --schedule cosine."
     )
     for knob in fields(Settings):
         kind = {"action": "store_true"}

@@ -28,7 +28,7 @@ PUBLISHED = {
 def command(tmp_path, monkeypatch, capfd):
     """Run a module's command line in an empty folder: (exit code, output, visible error lines)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "LEAN", TINY)
+    monkeypatch.setitem(train.MODELS, "lean", TINY)
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(module, *arguments):

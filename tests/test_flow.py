@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import GOLDEN, PRIORS, golden, lattice_normal, randomise, small_flow
 
-from rgflow_core import LEAN, RGFlow, RGFlowConfig, load_published
+from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, load_published
 from rgflow_core.flow import decimate, lattice_levels, undecimate
 from rgflow_core.subnets import merge_parity, split_parity
 
@@ -302,7 +302,8 @@ def test_parameter_counts():
     assert count(RGFlowConfig(image_size=4, coupling_layers=1)) // 2 == 2_516_192
     assert count(RGFlowConfig()) == 80_518_144
     assert count(RGFlowConfig(coupling_layers=(8, 6, 4, 2))) == 100_647_680
-    assert count(RGFlowConfig(**LEAN)) == 1_643_520
+    assert count(RGFlowConfig(**LEAN_AFFINE)) == 1_643_520
+    assert count(RGFlowConfig(**LEAN)) == 1_826_816
 
 
 def test_initial_weights():

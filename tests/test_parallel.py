@@ -20,7 +20,7 @@ from rgflow_core import cli, train
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
-train.LEAN = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
+train.MODELS["lean"] = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
 settings, folder = json.loads(sys.argv[1]), sys.argv[2]
 cli.run(lambda: train.train(train.Settings(**settings), folder, progress=False))
 """

@@ -38,7 +38,7 @@ RUN = train.Settings(
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
-    monkeypatch.setattr(train, "LEAN", TINY)
+    monkeypatch.setitem(train.MODELS, "lean", TINY)
 
 
 def run(folder, **changes):
@@ -50,7 +50,7 @@ def whole(tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "LEAN", TINY)
+        patch.setitem(train.MODELS, "lean", TINY)
         run(folder)
     return folder
 
@@ -114,7 +114,7 @@ PLACES = {
     "before the first step": (train, "dequantise", 1, False),
     "within the first epoch": (train, "dequantise", 3, False),
     "within the second epoch": (train, "dequantise", STEPS + 2, False),
-    "before an update": (train, "learning_rate", STEPS + 3, False),
+    "before an update": (train, "rate_factor", STEPS + 3, False),
     "after an update": (torch.optim.AdamW, "step", STEPS + 3, True),
     "after an epoch's last update": (torch.optim.AdamW, "step", STEPS, True),
     "in the first validation": (evaluate, "bits_per_dim", 1, False),
@@ -259,7 +259,7 @@ def test_changed_training_data_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_model_of_another_config_is_refused(whole, monkeypatch):
-    monkeypatch.setattr(train, "LEAN", TINY | {"hidden": 9})
+    monkeypatch.setitem(train.MODELS, "lean", TINY | {"hidden": 9})
     before = contents(whole)
     with pytest.raises(UserError, match="config"):
         run(whole)
@@ -483,16 +483,16 @@ def test_order_covers_each_image_once_per_pass(batch_size):
     assert not torch.equal(train.Order(size, 4).batch(0, 50)[0], by_pass[0])
 
 
-def test_learning_rate():
-    settings = replace(RUN, lr=2.0, warmup=4, schedule="constant")
-    rates = [train.learning_rate(settings, step, 10) for step in range(10)]
-    assert rates == [0.5, 1.0, 1.5] + [2.0] * 7
+def test_rate_factor():
+    settings = replace(RUN, warmup=4, schedule="constant")
+    rates = [train.rate_factor(settings, step, 10) for step in range(10)]
+    assert rates == [0.25, 0.5, 0.75] + [1.0] * 7
 
-    settings = replace(RUN, lr=2.0, warmup=0, schedule="cosine")
-    rates = [train.learning_rate(settings, step, 8) for step in range(8)]
-    assert rates[0] == 2.0
-    assert rates[4] == pytest.approx(1.0)
-    assert rates[2] == pytest.approx(1 + math.sqrt(0.5))
+    settings = replace(RUN, warmup=0, schedule="cosine")
+    rates = [train.rate_factor(settings, step, 8) for step in range(8)]
+    assert rates[0] == 1.0
+    assert rates[4] == pytest.approx(0.5)
+    assert rates[2] == pytest.approx((1 + math.sqrt(0.5)) / 2)
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.1
 
@@ -541,7 +541,7 @@ def test_flips(flip, tmp_path, monkeypatch):
     sequence = list(seen)
     seen.clear()
     with monkeypatch.context() as patch:
-        calls(patch, train, "learning_rate", 4, interrupt)
+        calls(patch, train, "rate_factor", 4, interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path / "again", **settings)
     assert seen == sequence[:80]

@@ -1,0 +1,48 @@
+"""Muon for many small matrices: momentum, orthogonalised (Jordan et al. 2024).
+
+``torch.optim.Muon`` is the same rule, one matrix after another and in bfloat16, which a CPU
+emulates: for the lean model's 128 hidden matrices a step costs three times as much as this one.
+"""
+
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+MOMENTUM = 0.95
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearly U V^T of each of the matrices (N, n, n) = U S V^T, by a quintic Newton-Schulz."""
+    a, b, c = COEFFICIENTS
+    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, for square matrices.
+
+    Args:
+        parameters: matrices (n, n), which all have gradients at each step.
+        lr: learning rate; an update has spectral norm about ``lr``.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for _, same in groupby(group["params"], key=lambda p: p.shape):
+                same = list(same)
+                momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+                gradients = [p.grad for p in same]
+                torch._foreach_mul_(momenta, MOMENTUM)
+                torch._foreach_add_(momenta, gradients)
+                nesterov = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
+                updates = orthogonalise(torch.stack(nesterov)).unbind()
+                torch._foreach_add_(same, updates, alpha=-group["lr"])
