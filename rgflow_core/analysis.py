@@ -1,5 +1,6 @@
 """What the latents do: their statistics, their receptive fields, and pictures made from them."""
 
+import math
 import warnings
 
 import numpy as np
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rgflow_core.flow import RGFlow, lattice_levels
-from rgflow_core.images import dequantise, from_logit, to_logit
+from rgflow_core.images import dequantise, from_logit, logit_log_derivative, to_logit
 from rgflow_core.model import PictureModel
 
 
@@ -23,6 +24,51 @@ def encode(model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200)
         )
         parts.append(flow(y)[0])
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def bits_by_site(
+    model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200
+) -> tuple[Tensor, Tensor]:
+    """Where the bits go: on the lattice, and by level.
+
+    Every factor of the density belongs to one value at one site: the prior to a latent, the
+    derivative of a coupling to the value that it moves, the logit's to a pixel. A site's bits are
+    the sum over all levels that it takes part in; a level's are those of its latents and of its
+    two layers.
+
+    Args:
+        model: flow and prior.
+        images: uint8 (N, C, L, L).
+        seed: of the dequantisation noise.
+
+    Returns:
+        Bits (N, C, L, L), 8 of each value's byte included, whose sum is that of
+        :func:`evaluate.bits_per_dim` times the dimension; and bits (N, levels) of the levels
+        alone, without bytes and logit.
+    """
+    flow = model.flow.fold()
+    config = flow.config
+    levels = lattice_levels(config.image_size, config.kernel)
+    prior = model.prior.distribution(config, like=model.noise(torch.arange(1))).base_dist
+    sites, by_level = [], []
+    for which in torch.arange(len(images)).split(batch):
+        x = dequantise(images[which], model.noise(which, seed))
+        y, _ = to_logit(x)
+        site = logit_log_derivative(y).double()
+        gained, grid = [], y
+        for h in range(config.levels):
+            grid, log_derivative = flow.levels[h].site_log_derivatives(grid)
+            site[..., :: 2**h, :: 2**h] += log_derivative
+            gained.append(log_derivative.flatten(1).sum(1))
+            y[..., :: 2**h, :: 2**h] = grid
+            grid = grid[..., ::2, ::2]
+        log_prior = prior.log_prob(y).double()
+        site += log_prior
+        gained = [g + log_prior[..., levels == h].flatten(1).sum(1) for h, g in enumerate(gained)]
+        sites.append(8 - site / math.log(2))
+        by_level.append(-torch.stack(gained, 1) / math.log(2))
+    return torch.cat(sites), torch.cat(by_level)
 
 
 def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> dict:

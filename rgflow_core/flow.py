@@ -192,10 +192,15 @@ class CouplingLayer(nn.Module):
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Halves (N, d/2) to halves and log-determinant (N,); a conditions first."""
+        a, b, of_a, of_b = self.log_derivatives(a, b)
+        return a, b, of_b.sum(-1) + of_a.sum(-1)
+
+    def log_derivatives(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """:meth:`forward` with the log-derivative of every value: a, b, and theirs (N, d/2)."""
         parameters = self.subnet.prepare()
-        b, log_det1 = self.map(b, *parameters(a, 0))
-        a, log_det2 = self.map(a, *parameters(b, 1))
-        return a, b, log_det1.sum(-1) + log_det2.sum(-1)
+        b, of_b = self.map(b, *parameters(a, 0))
+        a, of_a = self.map(a, *parameters(b, 1))
+        return a, b, of_a, of_b
 
     def inverse(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Undo :meth:`forward`, the second half-step first; log-determinant of the inverse."""
@@ -273,6 +278,23 @@ class BlockBijection(nn.Module):
         even, odd = (b, a) if self.odd_first else (a, b)
         return merge_parity(even, odd, self.channels, self.kernel), log_det
 
+    def site_log_derivatives(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` with the log-determinant's parts at their sites, both (B, C, l, l)."""
+        halves = split_parity(self._blocks(grid), self.channels, self.kernel)
+        a, b = halves[::-1] if self.odd_first else halves
+        total_a, total_b = torch.zeros_like(a), torch.zeros_like(b)
+        for layer in self.couplings:
+            a, b, of_a, of_b = layer.log_derivatives(a, b)
+            total_a, total_b = total_a + of_a, total_b + of_b
+        pairs = ((a, b), (total_a, total_b))
+        return tuple(
+            self._grid(
+                merge_parity(*(p[::-1] if self.odd_first else p), self.channels, self.kernel),
+                grid.shape,
+            )
+            for p in pairs
+        )
+
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Grid (B, C, l, l) to grid of the same shape and log-determinant (B,)."""
         return self._run(grid, inverse=False)
@@ -304,6 +326,13 @@ class Level(nn.Module):
         grid, log_det1 = first(grid)
         grid, log_det2 = second(grid)
         return grid, log_det1 + log_det2
+
+    def site_log_derivatives(self, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`forward` with the log-determinant's parts at their sites, both (B, C, l, l)."""
+        first, second = self._layers()
+        grid, log_derivative1 = first.site_log_derivatives(grid)
+        grid, log_derivative2 = second.site_log_derivatives(grid)
+        return grid, log_derivative1 + log_derivative2
 
     def inverse(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`; log-determinant of the inverse, (B,)."""

@@ -32,8 +32,12 @@ def to_logit(x: Tensor) -> tuple[Tensor, Tensor]:
     The log-determinant per dimension is softplus(y) + softplus(-y) + log 0.9; its sum is float64.
     """
     y = torch.logit(MARGIN + (1 - 2 * MARGIN) * x)
-    per_dim = F.softplus(y) + F.softplus(-y) + math.log(1 - 2 * MARGIN)
-    return y, per_dim.flatten(1).sum(1, dtype=torch.float64)
+    return y, logit_log_derivative(y).flatten(1).sum(1, dtype=torch.float64)
+
+
+def logit_log_derivative(y: Tensor) -> Tensor:
+    """log dy/dx of each value, a function of y."""
+    return F.softplus(y) + F.softplus(-y) + math.log(1 - 2 * MARGIN)
 
 
 def from_logit(y: Tensor, clip: bool = True) -> Tensor:

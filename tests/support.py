@@ -7,6 +7,7 @@ import torch
 
 from rgflow_core import Prior, RGFlow, RGFlowConfig
 
+TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
 GOLDEN = Path(__file__).parent / "golden"
 PRIORS = {
     "authors_L16_laplace.state": Prior("laplace"),

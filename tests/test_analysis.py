@@ -1,11 +1,13 @@
 """Latent statistics, receptive fields, generation steps and mixing."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, analysis
-from rgflow_core.images import from_logit
+from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, analysis, evaluate
+from rgflow_core.images import dequantise, from_logit, to_logit
 
 
 @pytest.fixture
@@ -82,3 +84,31 @@ def test_mixing_none_and_all(model):
     assert not torch.allclose(analysis.mix(model.flow, a, b, 1), picture["a"])
     with pytest.raises(ValueError, match="level must be from 0 to 2"):
         analysis.mix(model.flow, a, b, 3)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, LEAN, LEAN | {"coupling": "affine", "order": "paper", "first_parity": "odd"}],
+)
+def test_bits_by_site_add_up(fields):
+    torch.manual_seed(0)
+    flow = RGFlow(RGFlowConfig(image_size=16, coupling_layers=1, **fields | {"hidden": 8})).double()
+    for parameter in flow.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    model = PictureModel(flow, Prior("laplace"))
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
+    sites, levels = analysis.bits_by_site(model, images, seed=3, batch=2)
+    bits = evaluate.bits_per_dim(model, images, seed=3, progress=False)
+    torch.testing.assert_close(sites.mean((1, 2, 3)), bits, rtol=1e-12, atol=1e-12)
+
+    # A level by itself: its latents' density and its log-determinant.
+    y, logit = to_logit(dequantise(images, model.noise(torch.arange(5), 3)))
+    z, _ = flow(y)
+    log_prior = flow.split(model.prior.distribution(flow.config, like=z).base_dist.log_prob(z))
+    grid = y
+    for h in range(flow.config.levels):
+        grid, _, log_det = flow.level_forward(h, grid)
+        wanted = -(log_prior[h].flatten(1).sum(1) + log_det) / math.log(2)
+        torch.testing.assert_close(levels[:, h], wanted, rtol=1e-10, atol=1e-10)
+    whole = levels.sum(1) - logit / math.log(2) + 8 * flow.config.dim
+    torch.testing.assert_close(whole, bits * flow.config.dim, rtol=1e-12, atol=1e-10)

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import GOLDEN, files_below, small_flow
+from support import GOLDEN, TINY, files_below, small_flow
 
 from rgflow_core import Prior, checkpoints, cli, datasets, evaluate, load, msds, sample, train
 from rgflow_core.model import PictureModel
 
-TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
 PUBLISHED = {
     "16": ("authors_L16_laplace.state", "laplace"),
     "32": ("authors_L32_gaussian.state", "gaussian"),

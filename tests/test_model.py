@@ -221,3 +221,15 @@ def test_no_samples(n):
 def test_impossible_temperatures(temperature):
     with pytest.raises(ValueError, match="temperature"):
         random_model().sample(1, temperature)
+
+
+def test_importance_weighted_bound():
+    from rgflow_core import evaluate
+
+    draws = 2 + 0.01 * torch.rand(64, 5, dtype=torch.float64)
+    one = evaluate.importance_weighted(draws[:1], 3072)
+    torch.testing.assert_close(one, draws[0])
+    bound = evaluate.importance_weighted(draws, 3072)
+    wanted = -torch.log2((2.0 ** (-3072 * (draws - 2))).mean(0)) / 3072 + 2
+    torch.testing.assert_close(bound, wanted)
+    assert (bound < draws.mean(0)).all()

@@ -294,3 +294,34 @@ def test_the_table_of_coverages_is_as_exact_as_its_slack_says():
     error = np.abs(starts[step] + part * rises[step] - exact)
     assert np.isnan(error).mean() < 1e-3  # where coverage jumps, the table says nothing
     assert np.nanmax(error) < msds._SLACK
+
+
+# Entropy
+
+
+def test_entropy_of_known_parts():
+    found = msds.entropy("msds1", angles=2**12, draws=2000)
+    assert found["position"] == pytest.approx(np.log2(9))
+    assert found["colour"] == pytest.approx(3 * np.log2(65))
+    # A grid of 2^12 angles cannot tell apart more rasters than that, nor far fewer.
+    assert 11 < found["raster"] <= 12
+    assert found["picture"] == pytest.approx(
+        found["global"] + 16 * (found["colour"] + found["position"] + found["raster"])
+    )
+    assert found["bpd"] == found["picture"] / 3072
+    other = msds.entropy("msds2", angles=2**12, draws=2000)
+    assert other["raster"] == found["raster"] - 2
+    with pytest.raises(ValueError, match="set must be one of"):
+        msds.entropy("msds3")
+
+
+def test_entropy_of_the_global_factor():
+    """Mutual information of base and 16 sums, against its closed form for a wide base.
+
+    Given the sums the base is uniform over 65 - (max - min of the jitter) values.
+    """
+    rng = np.random.default_rng(1)
+    jitter = rng.integers(-32, 33, (20_000, 16))
+    left = np.log2(65 - np.ptp(jitter, 1)).mean()
+    found = msds.entropy("msds1", angles=16, draws=20_000)["global"]
+    assert found == pytest.approx(3 * (np.log2(192) - left), abs=0.35)  # base's own ends: less left

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import files_below
+from support import TINY, files_below
 
 from rgflow_core import cli, datasets, evaluate, load, sample, train
 from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
 
-TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
 EPOCHS, STEPS = 3, 4  # of a whole run, and per epoch
 RUN = train.Settings(
     model="lean",
