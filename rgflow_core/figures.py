@@ -77,13 +77,13 @@ def training_curves(curves: dict[str, dict], published: dict) -> Figure:
     figure, axes = _axes(1, 1, 5.5, 3.4)
     axis = axes[0, 0]
     for name, curve in curves.items():
-        prior = name.split("_")[-1]
+        prior = name.split("_")[1]
         line = "-" if "msds1" in name else "--"
         label = f"{name.replace('_', ', ')} (validation)"
         images, bpd = np.array(curve["images"]), np.array(curve["bpd"])
         axis.plot(images, bpd, line + "o", ms=3, color=COLOURS[prior], label=label)
     for name in curves:
-        set_name, prior = name.split("_")
+        set_name, prior, *_ = name.split("_")
         bpd = published["bpd"].get(set_name, {}).get(prior)
         if bpd is not None:
             line = ":" if set_name == "msds1" else "-."
@@ -97,19 +97,71 @@ def training_curves(curves: dict[str, dict], published: dict) -> Figure:
 
 
 def bpd_bars(rows: list[dict]) -> Figure:
-    """Test bpd of our models with standard errors, beside the published values."""
+    """Test bpd of our models with standard errors, the published values, and the limits."""
     figure, axes = _axes(1, 1, 5.5, 0.55 * len(rows) + 1.1)
     axis = axes[0, 0]
     for k, row in enumerate(rows):
-        colour = COLOURS[row["prior"]]
+        colour = COLOURS.get(row["prior"], "0.4")
         error = None if row["stderr"] is None else 2 * row["stderr"]
-        alpha = 0.4 if row["published"] else 1.0
+        alpha = 0.4 if row["source"] == "published" else 1.0
         axis.barh(k, row["bpd"], xerr=error, color=colour, alpha=alpha, height=0.6)
         axis.text(row["bpd"], k, f"  {row['bpd']:.3f}", va="center", fontsize=8)
     axis.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.25)
     axis.set_xlabel("test bits per dimension ± 2 standard errors")
+    return figure
+
+
+def level_bits(bits: dict[str, dict]) -> Figure:
+    """Bits per dimension that each level pays, of several models; bytes and logit apart."""
+    figure, axes = _axes(1, 1, 5.5, 3.0)
+    axis, width = axes[0, 0], 0.8 / len(bits)
+    for k, (name, of) in enumerate(bits.items()):
+        colour = COLOURS[name.split("_")[1]]
+        hatch = None if "msds1" in name else "//"
+        x = np.arange(len(of["levels"])) + width * (k - (len(bits) - 1) / 2)
+        style = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0}
+        axis.bar(x, of["levels"], width, yerr=of["stderr"], label=name.replace("_", ", "), **style)
+    axis.axhline(0, color="0.3", lw=0.8)
+    axis.set_xticks(range(len(of["levels"])), [f"h = {h}" for h in range(len(of["levels"]))])
+    axis.set(xlabel="RG level (0 the finest)", ylabel="bits per dimension of the picture")
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def frechet_curves(curves: dict[str, list[dict]], floors: dict[str, float]) -> Figure:
+    """Frechet distance in our own features against temperature; real halves as the floor."""
+    sets = sorted(floors)
+    figure, axes = _axes(1, len(sets), 3.2 * len(sets) + 0.6, 3.0)
+    for axis, set_name in zip(axes[0], sets, strict=True):
+        for name, points in curves.items():
+            if not name.startswith(set_name):
+                continue
+            mean, spread = (np.array([p[key] for p in points]) for key in ("value", "spread"))
+            t = [p["temperature"] for p in points]
+            prior = name.split("_")[1]
+            label = ", ".join(name.split("_")[1:])
+            axis.errorbar(t, mean, 2 * spread, marker="o", ms=3, color=COLOURS[prior], label=label)
+        axis.axhline(floors[set_name], ls=":", color="0.3", label="two halves of real pictures")
+        axis.set(xlabel="temperature", title=set_name, yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("Fréchet distance (own features)")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def seed_points(groups: dict[str, list[float]]) -> Figure:
+    """Test bpd of several seeds, a column for each group, paired by seed."""
+    figure, axes = _axes(1, 1, 5.5, 3.0)
+    axis = axes[0, 0]
+    for k, (name, values) in enumerate(groups.items()):
+        colour = COLOURS[name.split(", ")[1]]
+        axis.plot([k] * len(values), values, "o", ms=5, color=colour, alpha=0.7)
+        axis.hlines(np.mean(values), k - 0.25, k + 0.25, color=colour)
+    axis.set_xticks(range(len(groups)), [name.replace(", ", "\n") for name in groups], fontsize=8)
+    axis.set(ylabel="test bits per dimension", xlim=(-0.6, len(groups) - 0.4))
+    axis.grid(alpha=0.3, axis="y")
     return figure
 
 

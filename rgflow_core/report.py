@@ -13,30 +13,40 @@ from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing
 
 
-def bpd_bars(rows: list[dict], models: dict[str, dict], published: dict) -> list[dict]:
-    """Test bpd of our models, each beside the published value of its set and prior.
+def bpd_bars(
+    rows: list[dict], models: dict[str, dict], published: dict, limits: dict[str, float]
+) -> list[dict]:
+    """Test bpd of our models, each beside the published value and the limit of its set.
 
     Args:
-        rows: ``model`` (SET_PRIOR), ``split``, ``bpd``, ``stderr``, ``images``.
-        models: by name, ``kind`` (published or lean) and ``parameters``.
+        rows: ``model`` (SET_PRIOR...), ``split``, ``bpd``, ``stderr``, ``images``.
+        models: by name, ``kind`` and ``parameters``.
         published: the content of ``data/published.json``.
+        limits: by set, the generator's entropy in bits per dimension.
     """
     bars = []
     for row in rows:
         if row["split"] != "test":
             continue
-        set_name, prior = row["model"].split("_")
+        set_name, prior, *_ = row["model"].split("_")
         size = f"{models[row['model']]['parameters'] / 1e6:.1f} M"
         ours = f"{set_name}, {prior}: {models[row['model']]['kind']} model, {size}, ours"
         theirs = (
             f"{set_name}, {prior}: {published['parameters'] / 1e6:.1f} M, {published['system']}"
         )
         values = {"bpd": row["bpd"], "stderr": row["stderr"], "images": row["images"]}
-        bars.append({"label": ours, "prior": prior, "published": False} | values)
+        bars.append({"label": ours, "prior": prior, "source": "ours"} | values)
         bpd = published["bpd"].get(set_name, {}).get(prior)
-        if bpd is not None:
-            values = {"bpd": bpd, "stderr": None, "images": None}
-            bars.append({"label": theirs, "prior": prior, "published": True} | values)
+        nothing = {"stderr": None, "images": None}
+        if bpd is not None and theirs not in [bar["label"] for bar in bars]:
+            bars.append(
+                {"label": theirs, "prior": prior, "source": "published", "bpd": bpd} | nothing
+            )
+    for set_name in sorted({row["model"].split("_")[0] for row in rows} & limits.keys()):
+        label = f"{set_name}: entropy of the generator"
+        bars.append(
+            {"label": label, "prior": None, "source": "limit", "bpd": limits[set_name]} | nothing
+        )
     return bars
 
 
@@ -46,6 +56,7 @@ def bpd_table(results: dict) -> str:
     for bar in results["03_bpd_evaluation"]["numbers"]["bars"]:
         value = f"{bar['bpd']:.3f}" + ("" if bar["stderr"] is None else f" ± {bar['stderr']:.3f}")
         pictures = f"{bar['images']:,}" if bar["images"] else "not stated"
+        pictures = "none: a limit" if bar["source"] == "limit" else pictures
         lines.append(f"| {bar['label']} | {value} | {pictures} |")
     return "\n".join(lines)
 

@@ -27,12 +27,12 @@ def root(start: str | Path = ".") -> Path:
 
 
 def models(folder: str | Path) -> dict[str, Path]:
-    """Name -> path of the ``.safetensors`` in a folder, in order of their names.
+    """SET_PRIOR... -> path of the models ``.safetensors`` in a folder, in order of their names.
 
     Raises:
         UserError: if there is none.
     """
-    found = {path.stem: path for path in sorted(Path(folder).glob("*.safetensors"))}
+    found = {path.stem: path for path in sorted(Path(folder).glob("msds*.safetensors"))}
     if not found:
         raise UserError(f"{folder}: no .safetensors; run notebook 02_training (or make reproduce)")
     return found
