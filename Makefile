@@ -15,51 +15,46 @@ endif
 
 # --- Profiles: what is trained, and on how many pictures the rest is measured ----------------
 R := runs/$(PROFILE)
+SETS := msds1 msds2
 PRIORS := laplace gaussian
+# The analyses' models: those in weights/, or those that the profile trains.
+MODELS := $(R)/models
+DATA := {sets: [msds1, msds2], images: 10000, full: true, angles: 131072}
+EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, site_images: 500, \
+	temperatures: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], fakes: 500, angles: 131072}
+SPARSITY := {images: 2000}
+FIELDS := {latents: 24, samples: 64}
+LATENT := {pairs: 3}
 ifeq ($(PROFILE),smoke)
 SETS := msds1
 DATA := {sets: [msds1], images: 200, full: false}
 TRAIN := {epochs: 2, images_per_epoch: 1920, train_images: 4000, val_images: 100, warmup: 20}
-EVAL := {images: 100, seeds: 2}
+EVAL := {images: 100, others: 50}
 SPARSITY := {images: 100}
 FIELDS := {latents: 5, samples: 4}
 LATENT := {pairs: 2}
-else ifeq ($(PROFILE),default)
-SETS := msds1
-DATA := {sets: [msds1], images: 10000, full: true}
-TRAIN := {epochs: 8, images_per_epoch: 12800, val_images: 1000}
-EVAL := {images: 10000, seeds: 2}
-SPARSITY := {images: 2000}
-FIELDS := {latents: 24, samples: 64}
-LATENT := {pairs: 3}
+else ifneq ($(filter $(PROFILE),default study),)
+# What the committed weights give, and one short training that shows the path.
+MODELS := weights
+TRAINED := msds1_gaussian
+TRAIN := {epochs: 5, images_per_epoch: 4000, val_images: 1000}
 else ifeq ($(PROFILE),retrain)
-SETS := msds1 msds2
-DATA := {sets: [msds1, msds2], images: 10000, full: true}
-TRAIN := {epochs: 40, val_images: 2000, warmup: 500}
-EVAL := {images: 10000, seeds: 3}
-SPARSITY := {images: 2000}
-FIELDS := {latents: 48, samples: 256}
-LATENT := {pairs: 3}
+TRAIN := {}
+PLANNED := shipped
 else ifeq ($(PROFILE),paper)
-SETS := msds1 msds2
-DATA := {sets: [msds1, msds2], images: 10000, full: true}
 # IGF23's training: its prior convention and flips; the parity of the first half is the authors'.
-TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, beta2: 0.999, warmup: 0, schedule: constant, convention: unit_scale, flip: true}
-EVAL := {images: 10000, seeds: 3}
-SPARSITY := {images: 2000}
-FIELDS := {latents: 48, samples: 256}
-LATENT := {pairs: 3}
+TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, optimizer: adamw, beta2: 0.999, warmup: 0, schedule: constant, convention: unit_scale, flip: true}
 else
-$(error PROFILE must be one of smoke, default, retrain, paper, not '$(PROFILE)')
+$(error PROFILE must be one of smoke, default, study, retrain, paper, not '$(PROFILE)')
 endif
-MODELS := $(foreach set,$(SETS),$(foreach prior,$(PRIORS),$(set)_$(prior)))
+TRAINED ?= $(foreach set,$(SETS),$(foreach prior,$(PRIORS),$(set)_$(prior)))
+WEIGHTS := $(if $(filter weights,$(MODELS)),$(wildcard weights/*.safetensors),$(TRAINED:%=$(R)/models/%.safetensors))
 # Of the model whose target is being made, SET_PRIOR.
-MODEL = {dataset: $(firstword $(subst _, ,$*)), prior: $(lastword $(subst _, ,$*)), overrides: $(TRAIN)}
-WEIGHTS := $(MODELS:%=$(R)/models/%.safetensors)
+MODEL = {dataset: $(firstword $(subst _, ,$*)), prior: $(lastword $(subst _, ,$*)), planned: "$(PLANNED)", overrides: $(TRAIN)}
 # What each notebook leaves: its executed copy and its results.
-STORED := $(foreach name,01_data 04_sparsity 05_receptive_fields 06_latent_space,$(R)/$(name).ipynb \
-	$(R)/results/$(name).json $(R)/results/$(name).npz) $(foreach name,03_bpd_evaluation \
-	$(MODELS:%=02_training_%),$(R)/$(name).ipynb $(R)/results/$(name).json)
+STORED := $(foreach name,03_bpd_evaluation $(TRAINED:%=02_training_%),$(R)/$(name).ipynb \
+	$(R)/results/$(name).json) $(foreach name,01_data 04_sparsity 05_receptive_fields \
+	06_latent_space,$(R)/$(name).ipynb $(R)/results/$(name).json $(R)/results/$(name).npz)
 
 # Two notebooks at a time, each on half of the cores: faster than one on all of them, because the
 # lean networks are small. Waiting threads of two programs on the same cores would otherwise
@@ -96,8 +91,9 @@ help:  ## Explain the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 \t/' | expand -t 24
 	@echo "Profiles of make reproduce PROFILE=...:"
 	@echo "  smoke    all steps, tiny, under 5 minutes on two cores"
-	@echo "  default  two lean models on MSDS1 from scratch, about 15 minutes; fills figures/"
-	@echo "  retrain  lean models, both sets and priors, full data: about 10 hours on two cores"
+	@echo "  default  all analyses of weights/, one short training, under 15 minutes; fills figures/"
+	@echo "  study    the study's training runs that have no record in data/records, then default"
+	@echo "  retrain  the models of weights/ again from scratch: some hours on two cores"
 	@echo "  paper    published size and epochs, wants a GPU"
 
 # --- Set-up -----------------------------------------------------------------------------------
@@ -115,10 +111,19 @@ setup: $(SETUP)  ## Make .venv from requirements.lock (part of every target)
 .PHONY: reproduce
 ifeq ($(PROFILE),default)
 reproduce: figures/results.json  ## Regenerate every number and figure (PROFILE=default)
+	@$(PYTHON) -m rgflow_core.reference check figures/results.json figures/reference.json $(R)/comparison.csv
+	@echo "Done: report $(R)/report.html, numbers and figures in figures/"
+else ifeq ($(PROFILE),study)
+# Their records name runs; those there are kept. Then the default profile, on what they left.
+RECORDS := $(shell sed -n 's|^      "\([a-z0-9_]*\)":.*|data/records/\1.json|p' data/runs.json)
+reproduce: $(RECORDS)
+	$(MAKE) reproduce PROFILE=default
+$(RECORDS): data/records/%.json: | $(SETUP) $(R)/01_data.ipynb
+	$(PYTHON) -m rgflow_core.records $*
 else
 reproduce: $(R)/report.html
-endif
 	@echo "Done: report $(R)/report.html, numbers $(R)/results.json, figures $(R)/figures/"
+endif
 
 CORE := $(wildcard rgflow_core/*.py)
 DATA_CORE := $(addprefix rgflow_core/,msds.py datasets.py)
@@ -132,9 +137,10 @@ $(R)/02_training_%.ipynb $(N)/02_training_%.json $(R)/models/%.safetensors: note
 	$(call run,02_training,$(MODEL))
 
 define analysis
-$(R)/$(1).ipynb $(N)/$(1).json $(if $(3),$(N)/$(1).npz) &: notebooks/$(1).ipynb $(WEIGHTS) $(CORE)
-	$$(call run,$(1),$$($(2)),-p weights $(R)/models)
+$(R)/$(1).ipynb $(N)/$(1).json $(if $(3),$(N)/$(1).npz) &: notebooks/$(1).ipynb $(WEIGHTS) $(CORE) $(R)/01_data.ipynb
+	$$(call run,$(1),$$($(2)),-p weights $(MODELS))
 endef
+$(R)/03_bpd_evaluation.ipynb: $(wildcard data/*.json data/records/*.json)
 $(eval $(call analysis,03_bpd_evaluation,EVAL))
 $(eval $(call analysis,04_sparsity,SPARSITY,npz))
 $(eval $(call analysis,05_receptive_fields,FIELDS,npz))
@@ -154,6 +160,10 @@ figures/results.json: $(R)/report.html
 	@cp $(FIGURES) figures/
 	@$(PYTHON) -m rgflow_core.report results $(R)/results.json README.md
 	@cp $(R)/results.json figures/
+
+.PHONY: reference
+reference: $(SETUP)  ## Make the numbers of figures/results.json the reference
+	$(PYTHON) -m rgflow_core.reference write figures/results.json figures/reference.json
 
 # --- Speed ----------------------------------------------------------------------------------------
 .PHONY: bench

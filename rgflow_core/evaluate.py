@@ -66,6 +66,43 @@ def importance_weighted(draws: Tensor, dim: int) -> Tensor:
     return (math.log(len(draws)) - nats.logsumexp(0)) / (dim * math.log(2))
 
 
+def bounds(draws: Tensor, numbers: tuple[int, ...], dim: int) -> dict[str, dict]:
+    """:func:`importance_weighted` for several K, from draws (K_max, N).
+
+    Disjoint groups of K draws are so many estimates of the same bound; their mean is taken.
+
+    Returns:
+        "K" -> :func:`summary`, for the numbers K that do not exceed K_max.
+    """
+    return {
+        str(k): summary(torch.stack([importance_weighted(g, dim) for g in draws.split(k)]).mean(0))
+        for k in numbers
+        if k <= len(draws)
+    }
+
+
+def paired(first: list[float], second: list[float]) -> dict:
+    """Paired comparison of as many values, by Student's t: difference first - second.
+
+    Returns:
+        ``mean`` and ``stderr`` of the difference, the 95 % interval ``low`` ... ``high``, the
+        two-sided ``p``, and the number of pairs ``n``.
+    """
+    from scipy import stats
+
+    test = stats.ttest_rel(first, second)
+    interval = test.confidence_interval()
+    difference = torch.tensor(first).double() - torch.tensor(second).double()
+    return {
+        "mean": difference.mean().item(),
+        "stderr": (difference.std() / math.sqrt(len(first))).item(),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "p": float(test.pvalue),
+        "n": len(first),
+    }
+
+
 def summary(values: Tensor) -> dict:
     """Mean and standard error over pictures of per-picture bits per dimension (N,)."""
     n = len(values)

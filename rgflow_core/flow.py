@@ -56,7 +56,8 @@ class RGFlowConfig:
             authors' code, "odd" in IGF23's.
         order: "code" runs the decimator before the disentangler from picture to latents, as
             both published codes do; "paper" the other way round, as in the paper's text.
-        subnet: "published" or "lean", see :mod:`rgflow_core.subnets`.
+        subnet: "published", "lean", or an ablation of the former, see
+            :data:`rgflow_core.subnets.SUBNETS`.
         coupling: "affine", as published, or "nlsq" (lean subnets only), see
             :mod:`rgflow_core.transforms`.
 
@@ -114,9 +115,9 @@ class RGFlowConfig:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
-        if self.subnet == "published" and self.coupling != "affine":
+        if self.subnet != "lean" and self.coupling != "affine":
             raise ValueError(
-                f"coupling must be 'affine' with published subnets, not {self.coupling!r}"
+                f"coupling must be 'affine' with {self.subnet} subnets, not {self.coupling!r}"
             )
 
     @property

@@ -4,7 +4,9 @@
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too.
 """
 
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -15,16 +17,18 @@ from rgflow_core.files import read_json, replacing, write_json
 
 PLAN = "data/runs.json"
 FOLDER = "data/records"
+DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
+SUBSET = 500
 
 
-def plan(root: Path) -> dict[str, dict]:
-    """Name -> settings that differ from the lean recipe, of all runs of the study."""
-    return {
-        name: fields for group in read_json(root / PLAN).values() for name, fields in group.items()
-    }
+def plan(root: Path, group: str | None = None) -> dict[str, dict]:
+    """Name -> settings that differ from the lean recipe, of a group's runs or of all."""
+    groups = read_json(root / PLAN)
+    chosen = groups.values() if group is None else [groups[group]]
+    return {name: g["common"] | own for g in chosen for name, own in g["runs"].items()}
 
 
-def read(root: Path, names: list[str]) -> dict[str, dict]:
+def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
     """Name -> record, of those that are there."""
     paths = {name: root / FOLDER / f"{name}.json" for name in names}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
@@ -48,13 +52,87 @@ def make(name: str, root: Path) -> Path:
     model = PictureModel(*load(weights)[:2])
     test = datasets.load(settings.dataset, "test", settings.data_root)
     bits = evaluate.bits_per_dim(model, test.images)
-    if name in read_json(root / PLAN)["shipped"]:
+    if name in plan(root, "shipped"):
         with replacing(root / "weights" / f"{name}.safetensors") as temporary:
             shutil.copyfile(weights, temporary)
     torch.save(bits.float(), folder / "test_bits.pt")
-    facts = read_json(folder / "record.json")
-    write_json(record, facts | {"name": name, "test": evaluate.summary(bits)})
+    facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
+    few = test.images[:SUBSET]
+    if name in plan(root, "shipped"):
+        draws = [bits[:SUBSET]]
+        draws += [evaluate.bits_per_dim(model, few, seed) for seed in range(1, max(DRAWS))]
+        facts["importance_weighted"] = evaluate.bounds(torch.stack(draws), DRAWS, 3 * 32**2)
+    if settings.without_noise:
+        with torch.no_grad():
+            values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
+        facts["test_without_noise"] = evaluate.summary(torch.cat(values))
+    write_json(record, facts)
     return record
+
+
+def seeds(root: Path) -> tuple[dict[str, list[float]], dict[str, dict], list[str]]:
+    """The test bpd of runs that differ in prior, set, or the Laplace prior's scale, and seed.
+
+    Returns:
+        Group -> test bpd of its seeds; comparison -> :func:`evaluate.paired`; and the names of the
+        runs that are not there.
+    """
+    wanted = plan(root, "seeds") | plan(root, "convention")
+    made = read(root, wanted)
+    groups: dict[str, dict[int, float]] = {}
+    for name, record in made.items():
+        own = wanted[name]
+        parts = [own.get("dataset", "msds1"), own["prior"]]
+        parts += ["scale 1"] if "convention" in own else []
+        groups.setdefault(", ".join(parts), {})[own["seed"]] = record["test"]["bpd"]
+    pairs = [(f"{s}, laplace", f"{s}, gaussian") for s in ("msds1", "msds2")]
+    pairs += [("msds1, laplace, scale 1", "msds1, laplace")]
+    comparisons = {}
+    for first, second in pairs:
+        a, b = groups.get(first, {}), groups.get(second, {})
+        both = sorted(a.keys() & b.keys())
+        if len(both) > 1:
+            found = evaluate.paired([a[k] for k in both], [b[k] for k in both])
+            comparisons[f"{first} less {second}"] = found
+    missing = [name for name in wanted if name not in made]
+    return {k: [v[s] for s in sorted(v)] for k, v in groups.items()}, comparisons, missing
+
+
+def ablations(root: Path) -> tuple[list[dict], list[str]]:
+    """What each change of the narrow published network does, and the runs that are not there.
+
+    Returns:
+        Rows of ``name``, ``bpd`` of its seeds, ``less_unchanged`` (the differences from the
+        unchanged network of the same seed), ``without_noise`` (test bpd without noise, if that is
+        how it was trained) and ``curve``.
+    """
+    wanted = plan(root, "ablations")
+    made, rows = read(root, wanted), {}
+    for name, record in made.items():
+        change, seed = re.fullmatch(r"ablation_(\w+)_seed(\d+)", name).groups()
+        row = rows.setdefault(change, {"name": change, "bpd": [], "less_unchanged": []})
+        row["bpd"].append(record["test"]["bpd"])
+        base = made.get(f"ablation_unchanged_seed{seed}")
+        if base:
+            row["less_unchanged"].append(record["test"]["bpd"] - base["test"]["bpd"])
+        if "test_without_noise" in record:
+            row.setdefault("without_noise", []).append(record["test_without_noise"]["bpd"])
+        row["curve"] = {k: [v[k] for v in record["validation"]] for k in ("images", "bpd")}
+    return list(rows.values()), [name for name in wanted if name not in made]
+
+
+def ablation_table(rows: list[dict]) -> str:
+    """Markdown table of :func:`ablations`."""
+    if not rows:
+        return "*No ablation has been run yet: `make reproduce PROFILE=study` runs them.*"
+    lines = ["| change | test bpd, each seed | less unchanged, each seed |", "|---|---|---|"]
+    for row in rows:
+        bpd = ", ".join(f"{v:.3f}" for v in row["bpd"])
+        change = ", ".join(f"{v:+.3f}" for v in row["less_unchanged"])
+        if "without_noise" in row:
+            bpd += " (without noise: " + ", ".join(f"{v:.3f}" for v in row["without_noise"]) + ")"
+        lines.append(f"| {row['name'].replace('_', ' ')} | {bpd} | {change} |")
+    return "\n".join(lines)
 
 
 def main() -> None:

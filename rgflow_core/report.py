@@ -50,6 +50,51 @@ def bpd_bars(
     return bars
 
 
+def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
+    """What notebook 03 found, as Markdown list items, all from its stored numbers."""
+    lines = []
+    for name, row in numbers["test"].items():
+        set_name, prior, *more = name.split("_")
+        theirs = published["bpd"][set_name][prior]
+        places, bound = numbers["by_place"][name], list(numbers["bounds"][name].items())
+        heuristic = {"gaussian": 0.25, "laplace": 0.44}[prior]
+        k, best = bound[-1]
+        lines.append(
+            f"- **{', '.join([set_name, prior, *more])}**: {row['bpd']:.3f} ± {row['stderr']:.3f} "
+            f"bits per dimension on {row['images']:,} test pictures "
+            f"({'below' if row['bpd'] < theirs else 'above'} the published {theirs} of a model "
+            f"{published['parameters'] / numbers['models'][name]['parameters']:.0f} times the "
+            f"size), test minus train {row['less_train']:+.3f}; limit "
+            f"{numbers['limits'][set_name]:.3f}. {k} draws of the noise bring the bound from "
+            f"{bound[0][1]['bpd']:.3f} to {best['bpd']:.3f} ({best['images']} pictures). A value "
+            f"of the background, {places['background_share']:.0%} of all, takes "
+            f"{places['background']['bpd']:.2f} bits (shifting and scaling alone would cost "
+            f"{heuristic}), one of an ellipse {places['ellipse']['bpd']:.2f}."
+        )
+    for name, found in numbers["shipped_difference"].items():
+        lines.append(
+            f"- **Priors, {name}, shipped models**, one seed: Laplace less Gaussian "
+            f"{found['mean']:+.3f} ± {found['stderr']:.3f} over the same test pictures; this error "
+            "knows nothing of the spread over seeds."
+        )
+    for name, found in numbers["priors"].items():
+        lines.append(
+            f"- **{name}**, {found['n']} paired seeds: {found['mean']:+.3f} bpd, 95 % interval "
+            f"{found['low']:+.3f} … {found['high']:+.3f}, p = {found['p']:.2g}: "
+            f"{'a difference' if found['p'] < 0.05 else 'no difference shown'}."
+        )
+    for name, points in numbers["frechet"]["curves"].items():
+        best = min(points, key=lambda point: point["value"])
+        floor = numbers["frechet"]["floors"][name.split("_")[0]]
+        lines.append(
+            f"- **Samples, {name.replace('_', ', ')}**: Fréchet distance in our own features lowest "
+            f"at temperature {best['temperature']}, {best['value']:.1f}; real pictures {floor:.1f}."
+        )
+    if numbers["missing"]:
+        lines.append(f"- {len(numbers['missing'])} runs of the study have no record yet.")
+    return lines
+
+
 def bpd_table(results: dict) -> str:
     """Markdown table of test bits per dimension, ours beside the published."""
     lines = ["| model | test bits per dimension | test pictures |", "|---|---|---|"]

@@ -52,15 +52,16 @@ class WeightNormLinear(nn.Module):
     Args:
         fan_in: input features.
         fan_out: output features.
+        copies: 2, or 1 for a layer that S and T share.
     """
 
-    def __init__(self, fan_in: int, fan_out: int) -> None:
+    def __init__(self, fan_in: int, fan_out: int, copies: int = 2) -> None:
         super().__init__()
         bound = math.sqrt(2.81 * 3 / fan_in)
-        direction = torch.empty(2, fan_out, fan_in).uniform_(-bound, bound)
+        direction = torch.empty(copies, fan_out, fan_in).uniform_(-bound, bound)
         self.weight_v = nn.Parameter(direction)
         self.weight_g = nn.Parameter(direction.norm(dim=-1, keepdim=True))
-        self.bias = nn.Parameter(torch.zeros(2, fan_out))
+        self.bias = nn.Parameter(torch.zeros(copies, fan_out))
 
     def scaled(self, rows: Tensor | None, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Weights (2, fan_out, fan_in) and biases (2, 1, fan_out), rows and columns multiplied."""
@@ -91,6 +92,9 @@ class PublishedSubnet(nn.Module):
         first_parity: checkerboard half ("even" or "odd") that half-step 0 is conditioned on.
         outputs: parameters per value of the coupling; here always 2, s and t.
     """
+
+    rescaling = math.sqrt(0.5)
+    bound = staticmethod(torch.tanh)
 
     def __init__(
         self,
@@ -146,22 +150,25 @@ class PublishedSubnet(nn.Module):
     def prepare(self) -> Parameters:
         """Make the weights once; the result maps (half, half-step) to (s, t)."""
         weights = list(self._weights())
-        in_place = not torch.is_grad_enabled()
 
         def scale_shift(half: Tensor, step: int) -> tuple[Tensor, Tensor]:
             is_odd = self.first_odd != bool(step)
             zero = torch.zeros_like(half)
             x = merge_parity(*((zero, half) if is_odd else (half, zero)), *self.block)
             for alpha, layers in weights:
-                hidden = x * alpha
-                for weight, bias in layers:
-                    hidden = torch.baddbmm(bias, F.silu(hidden, inplace=in_place), weight.mT)
-                x = (x + hidden) * math.sqrt(0.5)
+                x = self._residual(x, alpha, layers)
             x = x * self.gain[:, None]
             s, t = split_parity(x, *self.block)[0 if is_odd else 1]
-            return torch.tanh(s), t
+            return self.bound(s), t
 
         return scale_shift
+
+    def _residual(self, x: Tensor, alpha: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        in_place, hidden = not torch.is_grad_enabled(), x * alpha
+        for weight, bias in layers:
+            hidden = F.silu(hidden, inplace=in_place).expand(len(weight), -1, -1)
+            hidden = torch.baddbmm(bias, hidden, weight.mT)
+        return (x + hidden) * self.rescaling
 
 
 class LeanNetwork(nn.Module):
@@ -228,4 +235,58 @@ class LeanSubnet(nn.Module):
         return parameters
 
 
-SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet}
+class WithoutRescaling(PublishedSubnet):
+    """Ablation: x + f(x), without the 1 / sqrt(2)."""
+
+    rescaling = 1.0
+
+
+class WithoutTanh(PublishedSubnet):
+    """Ablation: s = S, unbounded."""
+
+    @staticmethod
+    def bound(s: Tensor) -> Tensor:
+        return s
+
+
+class FixedActivation(PublishedSubnet):
+    """Ablation: act(x) = x sigmoid(x), without the learned alpha."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.alphas.requires_grad_(False)
+
+
+class PostActivation(PublishedSubnet):
+    """Ablation: x <- act((x + f(x)) / sqrt(2)), f = linear, act, ..., linear."""
+
+    def _residual(self, x: Tensor, alpha: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        hidden = x * alpha  # the first matrix divides by it
+        for k, (weight, bias) in enumerate(layers):
+            hidden = torch.baddbmm(bias, F.silu(hidden) if k else hidden, weight.mT)
+        return F.silu((x + hidden) * self.rescaling * alpha) / alpha
+
+
+class SharedNetwork(PublishedSubnet):
+    """Ablation: S and T are one network, but for its last linear layer and its gain."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        for block in range(len(self.linears)):
+            for k, linear in enumerate(self.linears[block]):
+                fan_out, fan_in = linear.weight_v.shape[1:]
+                self.alphas[block][k] = nn.Parameter(torch.ones(1, fan_in))
+                if (block, k) != (len(self.linears) - 1, len(self.linears[block]) - 1):
+                    self.linears[block][k] = WeightNormLinear(fan_in, fan_out, copies=1)
+
+
+ABLATIONS = {
+    "without_rescaling": WithoutRescaling,
+    "without_tanh": WithoutTanh,
+    "fixed_activation": FixedActivation,
+    "post_activation": PostActivation,
+    "shared_network": SharedNetwork,
+}
+"""Changes of the published network, one each, of IGF23's list of details that matter."""
+
+SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet} | ABLATIONS

@@ -34,8 +34,12 @@ from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
+from rgflow_core.subnets import ABLATIONS
 
-MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE}
+_NARROW = {"hidden": 64, "res_blocks": 2}
+MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE, "narrow": _NARROW}
+MODELS |= {f"narrow_{name}": _NARROW | {"subnet": name} for name in ABLATIONS}
+MODELS["narrow_paper_order"] = _NARROW | {"order": "paper"}
 ORDER_STREAM, FLIP_STREAM = 3, 4
 # Worse than an untrained model's 8.5 bits: one such picture, whose gradient is millions of times
 # the others', once in 200,000 spoils the optimisers' moments and with them the model.
@@ -62,7 +66,9 @@ class Settings:
 
     dataset: str = _knob("msds1", "data set", choices=datasets.SOURCES)
     data_root: str = _knob("data", "data folder; of data set folder: the pictures' own")
-    model: str = _knob("published", "80.5, 1.83 or 1.64 M parameters", choices=tuple(MODELS))
+    model: str = _knob(
+        "published", "80.5, 1.83, 1.64 M parameters, or an ablation", choices=tuple(MODELS)
+    )
     prior: str = _knob("laplace", "prior of the latents", choices=NAMES)
     convention: str = _knob(
         "unit_variance",
@@ -82,6 +88,7 @@ class Settings:
     warmup: int = _knob(0, "steps over which the learning rate rises", least=0)
     schedule: str = _knob("constant", "or cosine down to 0", choices=("constant", "cosine"))
     flip: bool = _knob(False, "mirror training pictures at random (natural sets always do)")
+    without_noise: bool = _knob(False, "no dequantisation noise: an ablation, its bpd is no bound")
     seed: int = _knob(0, "of weights, order, flips and noise", least=0, below=2**31)
     images_per_epoch: int | None = _knob(None, "pictures between two validations", least=1)
     train_images: int | None = _knob(None, "train on the first so many only", least=1)
@@ -494,7 +501,8 @@ def _loop(
                 keys = counter.key(FLIP_STREAM, settings.seed, passes, index=index)
                 mirror = counter.uniform(keys, 1)[:, 0] < 0.5
                 batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
-            x = dequantise(batch, model.noise(index, settings.seed, passes))
+            noise = model.noise(index, settings.seed, passes)
+            x = dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
             log_prob = sum(parallel(*to_logit(x))) / run.config.dim
             bpd = bits_per_dim(log_prob.detach())
             outlier = bpd > OUTLIER_BPD

@@ -98,7 +98,7 @@ def test_unknown_profile_is_refused():
         ["make", "reproduce", "PROFILE=nonsense"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert "PROFILE must be one of smoke, default, retrain, paper" in done.stderr
+    assert "PROFILE must be one of smoke, default, study, retrain, paper" in done.stderr
 
 
 PRODUCTS = [
