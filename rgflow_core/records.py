@@ -61,7 +61,9 @@ def make(name: str, root: Path) -> Path:
     if name in plan(root, "shipped"):
         draws = [bits[:SUBSET]]
         draws += [evaluate.bits_per_dim(model, few, seed) for seed in range(1, max(DRAWS))]
-        facts["importance_weighted"] = evaluate.bounds(torch.stack(draws), DRAWS, 3 * 32**2)
+        facts["importance_weighted"] = evaluate.bounds(
+            torch.stack(draws), DRAWS, model.flow.config.dim
+        )
     if settings.without_noise:
         with torch.no_grad():
             values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]

@@ -46,10 +46,13 @@ def test_make(tmp_path, monkeypatch):
         "val_images": 32,
         "data_root": str(ROOT / "data"),
     }
-    write_json(tmp_path / records.PLAN, {
-        "shipped": {"common": fields, "runs": {"a": {}}},
-        "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
-    })
+    write_json(
+        tmp_path / records.PLAN,
+        {
+            "shipped": {"common": fields, "runs": {"a": {}}},
+            "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
+        },
+    )
     small = evaluate.datasets.load
     monkeypatch.setattr(
         evaluate.datasets,
@@ -72,3 +75,42 @@ def test_make(tmp_path, monkeypatch):
     assert not (tmp_path / "weights" / "b.safetensors").exists()
     with pytest.raises(UserError, match="c is not a run of the study; those are: a, b"):
         records.make("c", tmp_path)
+
+
+def record(bpd: float, **more: object) -> dict:
+    curve = [{"images": 10, "bpd": bpd, "stderr": 0.1}]
+    return {"test": {"bpd": bpd}, "validation": curve} | more
+
+
+def test_seeds_are_paired_and_what_is_missing_is_named(tmp_path):
+    shutil.copytree(
+        ROOT / "data", tmp_path / "data", ignore=lambda *_: {"records", "msds1", "msds2"}
+    )
+    for seed, (gaussian, laplace) in enumerate([(1.0, 1.1), (1.2, 1.4)], 1):
+        for name, bpd in (("gaussian", gaussian), ("laplace", laplace)):
+            path = tmp_path / records.FOLDER / f"msds1_{name}_seed{seed}.json"
+            write_json(path, record(bpd))
+    groups, comparisons, missing = records.seeds(tmp_path)
+    assert groups == {"msds1, gaussian": [1.0, 1.2], "msds1, laplace": [1.1, 1.4]}
+    assert comparisons.keys() == {"msds1, laplace less msds1, gaussian"}
+    assert comparisons["msds1, laplace less msds1, gaussian"]["mean"] == pytest.approx(0.15)
+    assert len(missing) == 11
+    assert "msds1_gaussian_seed3" in missing
+
+
+def test_ablations_are_compared_by_seed(tmp_path):
+    shutil.copytree(
+        ROOT / "data", tmp_path / "data", ignore=lambda *_: {"records", "msds1", "msds2"}
+    )
+    assert "No ablation" in records.ablation_table(records.ablations(tmp_path)[0])
+    runs = {"unchanged_seed1": 2.0, "without_tanh_seed1": 2.25, "without_tanh_seed2": 2.5}
+    for name, bpd in runs.items():
+        write_json(tmp_path / records.FOLDER / f"ablation_{name}.json", record(bpd))
+    noise = record(9.0, test_without_noise={"bpd": 1.0})
+    write_json(tmp_path / records.FOLDER / "ablation_without_noise_seed1.json", noise)
+    rows, missing = records.ablations(tmp_path)
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["without_tanh"]["bpd"] == [2.25, 2.5]
+    assert by_name["without_tanh"]["less_unchanged"] == [0.25], "seed 2 has nothing to compare with"
+    assert len(missing) == 16
+    assert "(without noise: 1.000)" in records.ablation_table(rows)
