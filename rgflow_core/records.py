@@ -69,7 +69,66 @@ def make(name: str, root: Path) -> Path:
             values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
         facts["test_without_noise"] = evaluate.summary(torch.cat(values))
     write_json(record, facts)
+    if name in plan(root, "shipped"):
+        write_cards(root)
     return record
+
+
+def tuning_table(root: Path) -> str:
+    """Markdown table of the runs that led to the lean recipe, as far as they have records."""
+    wanted = plan(root, "tuning")
+    made = read(root, wanted)
+    if not made:
+        return "*No tuning run has a record yet: `make reproduce PROFILE=study` makes them.*"
+    lines = ["| model | optimiser | batch | pictures | minutes | test bpd |", "|---" * 6 + "|"]
+    for r in made.values():
+        s = r["settings"]
+        lines.append(
+            f"| {s['model']} | {s['optimizer']} | {s['batch_size']} | {r['images_seen']:,} | "
+            f"{r['seconds'] / 60:.1f} | {r['test']['bpd']:.3f} ± {r['test']['stderr']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def write_cards(root: Path) -> None:
+    """Write ``weights/README.md``: the cards of the shipped models, from their records."""
+    text = (
+        "# Model cards\n\nMade from `data/records` by `rgflow_core.records`; the same facts are in "
+        "the header of each file. `factors.safetensors` reads the factors of MSDS pictures and "
+        "is made by `python -m rgflow_core.factors`.\n"
+    )
+    for name, r in read(root, plan(root, "shipped")).items():
+        best = min(r["validation"], key=lambda entry: entry["bpd"])
+        curve = ", ".join(f"{v['images'] // 1000}k: {v['bpd']:.3f}" for v in r["validation"])
+        bounds = ", ".join(
+            f"K = {k}: {b['bpd']:.3f} ± {b['stderr']:.3f}"
+            for k, b in r["importance_weighted"].items()
+        )
+        rows = {
+            "test bits per dimension": f"{r['test']['bpd']:.4f} ± {r['test']['stderr']:.4f} "
+            f"({r['test']['images']:,} pictures)",
+            f"importance-weighted bound, {SUBSET} pictures": bounds,
+            "validation, by training pictures seen": curve,
+            "chosen": f"after {best['images']:,} pictures, by validation",
+            "training pictures seen": f"{r['images_seen']:,}",
+            "training time": f"{r['seconds'] / 60:.0f} minutes",
+            "prior": f"{r['settings']['prior']}, {r['settings']['convention']}",
+            "parameters": f"{r['parameters']:,}",
+            "config": f"`{r['config']}`",
+            "settings": f"`{r['settings']}`",
+            "fingerprint of the training pictures": f"`{r['train_fingerprint']}`",
+            "command": f"`{r['command']}`, run `{name}` of `data/runs.json`",
+            "seed": r["settings"]["seed"],
+            "commit": f"`{r['commit']}`" + (" and changes" if r["uncommitted_changes"] else ""),
+            "versions": ", ".join(f"{k} {v}" for k, v in r["versions"].items()),
+            "hardware": f"{r['hardware']['gpu'] or r['hardware']['processor']}, "
+            f"{r['hardware']['threads']} thread(s)",
+            "date": r["date"],
+        }
+        lines = [f"| {key} | {value} |" for key, value in rows.items()]
+        text += f"\n## {name}.safetensors\n\n| | |\n|---|---|\n" + "\n".join(lines) + "\n"
+    with replacing(root / "weights" / "README.md") as temporary:
+        temporary.write_text(text)
 
 
 def seeds(root: Path) -> tuple[dict[str, list[float]], dict[str, dict], list[str]]:

@@ -120,7 +120,10 @@ def findings(results: dict, notebooks: tuple[str, ...] = ("",)) -> str:
 
 
 def _results(collected: dict) -> str:
-    return f"{bpd_table(collected)}\n\n{findings(collected, ('02',))}"
+    from rgflow_core import ledger, study
+
+    claims = ledger.short(ledger.read(study.root()), collected)
+    return f"{bpd_table(collected)}\n\n{claims}\n\n{findings(collected, ('02',))}"
 
 
 def _speed(stored: dict) -> str:

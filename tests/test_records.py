@@ -34,6 +34,15 @@ def test_records_are_of_the_plan():
         assert record["images_seen"] == record["validation"][-1]["images"]
 
 
+def test_cards_are_those_of_the_records(tmp_path):
+    shutil.copytree(ROOT / "data", tmp_path / "data", ignore=lambda *_: {"msds1", "msds2"})
+    (tmp_path / "weights").mkdir()
+    records.write_cards(tmp_path)
+    assert (tmp_path / "weights" / "README.md").read_text() == (
+        ROOT / "weights" / "README.md"
+    ).read_text()
+
+
 def test_make(tmp_path, monkeypatch):
     monkeypatch.setitem(train.MODELS, "lean", TINY)
     for folder in ("notebooks", "rgflow_core", "weights", "data"):
@@ -64,6 +73,9 @@ def test_make(tmp_path, monkeypatch):
     assert record["images_seen"] == 64
     assert record["test"]["images"] == 50
     assert (tmp_path / "weights" / "a.safetensors").exists()
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert f"{record['test']['bpd']:.4f}" in card
+    assert record["commit"] in card
     bits = torch.load(tmp_path / "runs" / "study" / "a" / "test_bits.pt", weights_only=True)
     assert bits.double().mean().item() == pytest.approx(record["test"]["bpd"], abs=1e-5)
 
