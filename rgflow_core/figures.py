@@ -175,7 +175,7 @@ def latent_histograms(histograms: dict[str, np.ndarray], levels: int) -> Figure:
     names = sorted({key.split("/")[0] for key in histograms if "/" in key})
     figure, axes = _axes(len(names), levels, 9, 2.2 * len(names), sharex=True, sharey=True)
     for row, name in zip(axes, names, strict=True):
-        colour = COLOURS[name.split("_")[-1]]
+        colour = COLOURS[name.split("_")[1]]
         for h, axis in enumerate(row):
             axis.fill_between(
                 middle, histograms[f"{name}/h{h}"], 1e-6, step="mid", alpha=0.5, color=colour,
@@ -200,7 +200,7 @@ def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
         at = np.arange(len(levels)) + (k - (len(kurtosis) - 1) / 2) * width
         values, errors = ([level[x] for level in levels] for x in ("value", "stderr"))
         axis.bar(
-            at, values, width, yerr=2 * np.array(errors), color=COLOURS[name.split("_")[-1]],
+            at, values, width, yerr=2 * np.array(errors), color=COLOURS[name.split("_")[1]],
             label=name.replace("_", ", "), hatch="//" if "msds2" in name else None,
         )  # fmt: skip
     axis.axhline(3, color=COLOURS["laplace"], ls=":", lw=1, label="Laplace density")
@@ -209,6 +209,64 @@ def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
     axis.set_xticks(range(len(levels)), [f"h = {h}" for h in range(len(levels))])
     axis.set(xlabel="RG level (0 is the finest)", ylabel="excess kurtosis")
     axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def sparsity_panels(rows: dict[str, list[dict]], references: dict[str, dict]) -> Figure:
+    """Four measures of :mod:`rgflow_core.sparsity` by level, two standard errors.
+
+    Args:
+        rows: of each model, the measures of each level.
+        references: measure -> prior -> its value for a density of that kind.
+    """
+    labels = {
+        "hoyer": "Hoyer sparsity",
+        "near_zero": "share within a tenth\nof a standard deviation",
+        "kolmogorov": "Kolmogorov distance\nto the prior",
+        "rotation": "fall of log p(z) by rotation\nin nats per latent",
+    }
+    figure, axes = _axes(2, 2, 7.2, 5.0, sharex=True)
+    for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
+        for k, (name, levels) in enumerate(rows.items()):
+            values, errors = ([row[measure][x] for row in levels] for x in ("value", "stderr"))
+            at = np.arange(len(levels)) + 0.06 * (k - (len(rows) - 1) / 2)
+            prior, line = name.split("_")[1], "-" if "msds1" in name else "--"
+            axis.errorbar(
+                at, values, 2 * np.array(errors), ls=line, color=COLOURS[prior], ms=4,
+                marker="o" if prior == "laplace" else "s", label=name.replace("_", ", "),
+            )  # fmt: skip
+        for prior, value in references.get(measure, {}).items():
+            label_of = f"{prior} density"
+            axis.axhline(value, ls=":", lw=1, color=COLOURS[prior], label=label_of)
+        axis.set_ylabel(label, fontsize=9)
+        axis.set_xticks(range(len(levels)), [f"h = {h}" for h in range(len(levels))])
+        axis.grid(alpha=0.3)
+    axes[0, 1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    for axis in axes[1]:
+        axis.set_xlabel("RG level (0 is the finest)")
+    return figure
+
+
+def correlation_maps(tops: dict[str, np.ndarray], means: dict[str, np.ndarray]) -> Figure:
+    """Of each model: correlations of the top level's latents, and means of |r| over levels."""
+    figure, axes = _axes(2, len(tops), 2.6 * len(tops) + 0.8, 5.0)
+    peak = max(float(np.nanmax(m)) for m in means.values())
+    for k, name in enumerate(tops):
+        signed = axes[0, k].imshow(tops[name], cmap="RdBu_r", vmin=-1, vmax=1)
+        axes[0, k].set_title(name.replace("_", ", "), fontsize=9)
+        axes[0, k].set(xticks=[], yticks=[], xlabel="latents of the top level")
+        mean = axes[1, k].imshow(means[name], cmap="cividis", vmin=0, vmax=peak)
+        ticks = range(len(means[name]))
+        axes[1, k].set(xticks=ticks, yticks=ticks, xlabel="level h")
+        for i, j in np.ndindex(means[name].shape):
+            value = means[name][i, j]
+            colour = "white" if value < 0.6 * peak else "black"
+            axes[1, k].text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour
+            )
+    axes[1, 0].set_ylabel("level h")
+    figure.colorbar(signed, ax=axes[0].tolist(), label="correlation", shrink=0.9)
+    figure.colorbar(mean, ax=axes[1].tolist(), label="mean |correlation|", shrink=0.9)
     return figure
 
 
@@ -238,7 +296,7 @@ def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
     axis = axes[0, 0]
     for name, levels in areas.items():
         mean, error = (np.array([level[x] for level in levels]) for x in ("area", "stderr"))
-        colour = COLOURS[name.split("_")[-1]]
+        colour = COLOURS[name.split("_")[1]]
         line = "o-" if "msds1" in name else "s--"
         axis.errorbar(
             range(len(mean)), mean, 2 * error, fmt=line, ms=4, capsize=3, color=colour,

@@ -8,7 +8,7 @@ import html
 import re
 from pathlib import Path
 
-from rgflow_core import cli
+from rgflow_core import cli, ledger, study
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing
 
@@ -120,8 +120,6 @@ def findings(results: dict, notebooks: tuple[str, ...] = ("",)) -> str:
 
 
 def _results(collected: dict) -> str:
-    from rgflow_core import ledger, study
-
     claims = ledger.short(ledger.read(study.root()), collected)
     return f"{bpd_table(collected)}\n\n{claims}\n\n{findings(collected, ('02',))}"
 
