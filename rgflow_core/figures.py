@@ -172,7 +172,7 @@ def latent_histograms(histograms: dict[str, np.ndarray], levels: int) -> Figure:
     """
     edges = histograms["edges"]
     middle = (edges[1:] + edges[:-1]) / 2
-    names = sorted({key.split("/")[0] for key in histograms if "/" in key})
+    names = sorted(k.removesuffix("/prior") for k in histograms if k.endswith("/prior"))
     figure, axes = _axes(len(names), levels, 9, 2.2 * len(names), sharex=True, sharey=True)
     for row, name in zip(axes, names, strict=True):
         colour = COLOURS[name.split("_")[1]]
