@@ -270,6 +270,30 @@ def correlation_maps(tops: dict[str, np.ndarray], means: dict[str, np.ndarray]) 
     return figure
 
 
+def factor_maps(maps: dict[str, list[dict[str, dict]]], label: str, top: float) -> Figure:
+    """Level by factor, a panel for each model, with values and standard errors written in.
+
+    Args:
+        maps: of each model, for each level: factor -> ``value``, ``stderr``.
+        label: of the colour bar.
+        top: the brightest value shown.
+    """
+    figure, axes = _axes(len(maps), 1, 6.2, 1.9 * len(maps) + 0.4)
+    for axis, (name, levels) in zip(axes[:, 0], maps.items(), strict=True):
+        names = list(levels[0])
+        values = np.array([[row[f]["value"] for f in names] for row in levels])
+        image = axis.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto")
+        for i, j in np.ndindex(values.shape):
+            text = f"{values[i, j]:.2f} ± {levels[i][names[j]]['stderr']:.2f}"
+            colour = "white" if values[i, j] < 0.6 * top else "black"
+            axis.text(j, i, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.set_xticks(range(len(names)), names, fontsize=8)
+        axis.set_yticks(range(len(levels)), [f"h = {h}" for h in range(len(levels))], fontsize=8)
+        axis.set_title(name.replace("_", ", "), fontsize=9)
+    figure.colorbar(image, ax=axes[:, 0].tolist(), label=label)
+    return figure
+
+
 def receptive_field_maps(maps: dict[str, np.ndarray], levels: int) -> Figure:
     """Receptive fields, a row per level from the coarsest: single latents, then their mean.
 

@@ -32,30 +32,35 @@ def known_factors(set_name: str, labels: np.ndarray) -> dict[str, Tensor]:
     return _split(set_name, factors.targets(labels))
 
 
-def probe(latents: Tensor, values: Tensor, resamples: int = 200, seed: int = 0) -> dict[str, float]:
-    """Held-out R^2 of a linear (ridge) probe from latents (N, d) to values (N, k).
+def probe(
+    latents: Tensor, values: dict[str, Tensor], resamples: int = 200, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Held-out R^2 of linear (ridge) probes from latents (N, d) to factors (N, k).
 
-    Half of the pictures fit, a quarter chooses the ridge, a quarter is held out. 1 is perfect; a
-    probe that knows nothing has 0, or a little less.
+    Half of the pictures fit, a quarter chooses each factor's ridge, a quarter is held out. 1 is
+    perfect; a probe that knows nothing has 0, or a little less.
 
     Returns:
-        ``value`` and ``stderr``, bootstrapped over the held-out pictures.
+        Factor -> ``value``, and ``stderr`` bootstrapped over the held-out pictures.
     """
-    n = len(latents)
-    x, y = latents.double().numpy(), values.double().numpy()
+    n, x = len(latents), latents.double().numpy()
     fit, choose, test = slice(0, n // 2), slice(n // 2, 3 * n // 4), slice(3 * n // 4, n)
-    x_mean, y_mean = x[fit].mean(0), y[fit].mean(0)
-    x, y = x - x_mean, y - y_mean
+    x = x - x[fit].mean(0)
     u, s, vt = np.linalg.svd(x[fit], full_matrices=False)
-    uy = u.T @ y[fit]
-    weights = [vt.T @ (uy * (s / (s**2 + ridge))[:, None]) for ridge in _RIDGE]
-    losses = [((y[choose] - x[choose] @ w) ** 2).sum() for w in weights]
-    best = weights[int(np.argmin(losses))]
-    residual = ((y[test] - x[test] @ best) ** 2).sum(1)
-    spread = ((y[test] - y[test].mean(0)) ** 2).sum(1)
-    draws = np.random.default_rng(seed).integers(len(residual), size=(resamples, len(residual)))
-    boot = 1 - residual[draws].mean(1) / spread[draws].mean(1)
-    return {"value": float(1 - residual.mean() / spread.mean()), "stderr": float(boot.std(ddof=1))}
+    draws = np.random.default_rng(seed).integers(n - 3 * n // 4, size=(resamples, n - 3 * n // 4))
+    found = {}
+    for name, value in values.items():
+        y = value.double().numpy()
+        y = y - y[fit].mean(0)
+        uy = u.T @ y[fit]
+        weights = [vt.T @ (uy * (s / (s**2 + ridge))[:, None]) for ridge in _RIDGE]
+        best = min(weights, key=lambda w, y=y: ((y[choose] - x[choose] @ w) ** 2).sum())
+        residual = ((y[test] - x[test] @ best) ** 2).sum(1)
+        spread = ((y[test] - y[test].mean(0)) ** 2).sum(1)
+        boot = 1 - residual[draws].mean(1) / spread[draws].mean(1)
+        mean = 1 - residual.mean() / spread.mean()
+        found[name] = {"value": float(mean), "stderr": float(boot.std(ddof=1))}
+    return found
 
 
 def read_factors(net: FactorNet, set_name: str, pictures: Tensor) -> dict[str, Tensor]:
