@@ -137,6 +137,45 @@ def receptive_fields(
     return torch.stack(maps, 1), positions
 
 
+@torch.no_grad()
+def difference_fields(model: PictureModel, level: int, latents: int, seed: int = 0) -> Tensor:
+    """IGF23's stand-in for receptive fields: one difference at z = 0, (latents, L, L).
+
+    All channels of one position are raised by 1; the map is the absolute difference of the two
+    pictures in [0, 1], colour summed. Its code takes only positions whose two indices are odd
+    multiples of 2^h; so does this, at random among them.
+    """
+    flow, config = model.flow.fold().double(), model.flow.config
+    step, size = 2**level, config.image_size
+    odd = torch.arange(step, size, 2 * step)
+    candidates = torch.cartesian_prod(odd, odd)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = candidates[torch.randperm(len(candidates), generator=generator)[:latents]]
+    z = torch.zeros(len(chosen) + 1, *config.shape, dtype=torch.float64)
+    for k, (i, j) in enumerate(chosen.tolist()):
+        z[k, :, i, j] = 1
+    pictures = from_logit(flow.inverse(z)[0])
+    return (pictures[:-1] - pictures[-1]).abs().sum(1)
+
+
+def growth(areas: list[dict]) -> dict[str, float]:
+    """Factor by which a receptive field's edge grows per level, from a weighted fit of its log.
+
+    Args:
+        areas: ``area`` and ``stderr`` of each level.
+
+    Returns:
+        ``factor``, and ``low`` and ``high`` of its 95 % interval; 2 is "doubles each level".
+    """
+    log_edge = np.array([math.log2(row["area"]) / 2 for row in areas])
+    error = np.array([row["stderr"] / row["area"] / (2 * math.log(2)) for row in areas])
+    weights = 1 / np.maximum(error, 1e-3)
+    (slope, _), covariance = np.polyfit(range(len(areas)), log_edge, 1, w=weights, cov=True)
+    spread = 1.96 * math.sqrt(covariance[0, 0])
+    return {name: float(2 ** (slope + d)) for name, d in
+            (("factor", 0), ("low", -spread), ("high", spread))}  # fmt: skip
+
+
 def centred(maps: Tensor, positions: Tensor) -> Tensor:
     """Roll each map (n, L, L) periodically so that its latent's pixel is at (L/2, L/2)."""
     middle = maps.shape[-1] // 2

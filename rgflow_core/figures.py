@@ -270,6 +270,34 @@ def correlation_maps(tops: dict[str, np.ndarray], means: dict[str, np.ndarray]) 
     return figure
 
 
+def cones(areas: dict[str, list[dict]], touched: dict[str, list[float]]) -> Figure:
+    """Receptive fields against their causal cone by level, and latents touched against L."""
+    figure, (axes,) = _axes(1, 2, 7.4, 3.2)
+    name, rows = next(iter(areas.items()))
+    at = range(len(rows))
+    lines = {
+        "cone": ("causal cone", "0.3", "-"),
+        "area": ("90 % of E|∂G/∂z|", COLOURS["laplace"], "-o"),
+        "difference": ("90 % of IGF23's difference", COLOURS["gaussian"], "--s"),
+    }
+    for key, (label, colour, style) in lines.items():
+        axes[0].plot(at, [row[key] for row in rows], style, ms=4, color=colour, label=label)
+    axes[0].set(yscale="log", xlabel="RG level (0 is the finest)", ylabel="pixels")
+    axes[0].set_xticks(at, [f"h = {h}" for h in at])
+    axes[0].set_title(name.replace("_", ", "), fontsize=9)
+    sizes = np.array(touched["sizes"])
+    axes[1].plot(sizes, touched["pixel"], "-o", ms=4, color=COLOURS["laplace"], label="RG-Flow")
+    axes[1].plot(sizes, sizes**2, "--", color="0.3", label="all, as in a plain RealNVP: L²")
+    axes[1].set(xscale="log", yscale="log", xlabel="edge L of the picture / pixels")
+    axes[1].set_ylabel("positions touched by one pixel")
+    axes[1].set_xticks(sizes, sizes)
+    axes[1].minorticks_off()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
 def factor_maps(maps: dict[str, list[dict[str, dict]]], label: str, top: float) -> Figure:
     """Level by factor, a panel for each model, with values and standard errors written in.
 

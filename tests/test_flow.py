@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import GOLDEN, PRIORS, golden, lattice_normal, randomise, small_flow
 
-from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, load_published
+from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, cones, load_published
 from rgflow_core.flow import decimate, lattice_levels, undecimate
 from rgflow_core.subnets import merge_parity, split_parity
 
@@ -475,3 +475,24 @@ def test_gpu_gives_what_the_cpu_gives(subnet):
     close(flow(y.cuda())[0].cpu(), z, 1e-9)
     close(flow(y.cuda())[1].cpu(), log_det, 1e-9)
     close(flow.inverse(z.cuda())[0].cpu(), y, 1e-9)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(16, 4), (16, 2), (12, 6)])
+@pytest.mark.parametrize("order", ORDERS)
+def test_cones_are_those_of_the_lattice(size, kernel, order):
+    config = RGFlowConfig(image_size=size, kernel=kernel, coupling_layers=1, order=order)
+    pixels = list(product(range(size), repeat=2))
+    reach = {pixel: cones.generation_cone(config, *pixel) for pixel in pixels}
+    for pixel in pixels:
+        wanted = influenced(*pixel, size, kernel, order)
+        assert {tuple(p) for p in reach[pixel].nonzero().tolist()} == wanted
+    # What a pixel touches in inference: by the flow's Jacobian.
+    flow = small_flow(image_size=size, kernel=kernel, order=order)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: flow(x)[0], lattice_normal(flow, 1), vectorize=True
+    ).reshape(size, size, size, size)
+    for row, column in pixels[:: size + 3]:
+        changed = torch.zeros(size, size, dtype=torch.bool)
+        changed[row, column] = True
+        touched = jacobian[:, :, row, column] != 0
+        assert torch.equal(cones.inference_cone(config, changed), touched), (row, column)
