@@ -368,7 +368,8 @@ class _Run:
                 raise UserError(f"{path}: damaged: its epochs do not fit its history")
 
     def _compare(self, state: dict, path: Path) -> None:
-        old, new = state["settings"], self.facts["settings"]
+        # A knob that the checkpoint does not know was at its default.
+        old, new = asdict(Settings()) | state["settings"], self.facts["settings"]
         differ = [k for k in new if old[k] != new[k] and k not in _MAY_CHANGE]
         if self.settings.schedule == "cosine" and old["epochs"] != new["epochs"]:
             differ.append("epochs")
