@@ -23,8 +23,8 @@ DATA := {sets: [msds1, msds2], images: 10000, full: true, angles: 131072}
 EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, site_images: 500, \
 	temperatures: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], fakes: 500, angles: 131072}
 SPARSITY := {images: 2000, rotations: 4}
-FIELDS := {latents: 24, samples: 64}
-LATENT := {pairs: 3, probed: 4000, changed: 400, restored: 16, restore_steps: 60}
+FIELDS := {latents: 12, samples: 32}
+LATENT := {pairs: 3, probed: 4000, changed: 400}
 ifeq ($(PROFILE),smoke)
 SETS := msds1
 DATA := {sets: [msds1], images: 200, full: false}

@@ -298,23 +298,6 @@ def cones(areas: dict[str, list[dict]], touched: dict[str, list[float]]) -> Figu
     return figure
 
 
-def restoration(rows: list[dict]) -> Figure:
-    """Quality, free variables and time of restored patches against the patch's edge."""
-    figure, (axes,) = _axes(1, 3, 8.4, 2.8)
-    measures = {"psnr": "PSNR of the patch / dB", "variables": "variables", "seconds": "seconds"}
-    styles = {"its cone": ("-o", COLOURS["laplace"]), "all latents": ("--s", COLOURS["gaussian"])}
-    for axis, (measure, label) in zip(axes, measures.items(), strict=True):
-        for free, (style, colour) in styles.items():
-            mine = [row for row in rows if row["free"] == free]
-            edges = [row["edge"] for row in mine]
-            axis.plot(edges, [row[measure] for row in mine], style, color=colour, ms=4, label=free)
-        axis.set(xlabel="edge of the patch / pixels", ylabel=label, xticks=edges)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize=7, frameon=False, title="free latents", title_fontsize=7)
-    return figure
-
-
 def factor_maps(maps: dict[str, list[dict[str, dict]]], label: str, top: float) -> Figure:
     """Level by factor, a panel for each model, with values and standard errors written in.
 
