@@ -81,9 +81,9 @@ def training_curves(curves: dict[str, dict], published: dict) -> Figure:
         line = "-" if "msds1" in name else "--"
         label = f"{name.replace('_', ', ')} (validation)"
         images, bpd = np.array(curve["images"]), np.array(curve["bpd"])
-        axis.plot(images, bpd, line + "o", ms=3, color=COLOURS[prior], label=label)
-    for name in curves:
-        set_name, prior, *_ = name.split("_")
+        mark = "s" if name.endswith("_shipped") else "o"
+        axis.plot(images, bpd, line + mark, ms=3, color=COLOURS[prior], label=label)
+    for set_name, prior in sorted({tuple(name.split("_")[:2]) for name in curves}):
         bpd = published["bpd"].get(set_name, {}).get(prior)
         if bpd is not None:
             line = ":" if set_name == "msds1" else "-."
@@ -125,7 +125,7 @@ def level_bits(bits: dict[str, dict]) -> Figure:
         axis.bar(x, of["levels"], width, yerr=of["stderr"], label=name.replace("_", ", "), **style)
     axis.axhline(0, color="0.3", lw=0.8)
     axis.set_xticks(range(len(of["levels"])), [f"h = {h}" for h in range(len(of["levels"]))])
-    axis.set(xlabel="RG level (0 the finest)", ylabel="bits per dimension of the picture")
+    axis.set(xlabel="RG level (0 the finest)", ylabel="bits per dimension,\nbytes and logit apart")
     axis.legend(fontsize=7, frameon=False)
     return figure
 
