@@ -72,9 +72,12 @@ def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
             f"{heuristic}), one of an ellipse {places['ellipse']['bpd']:.2f}."
         )
     for name, found in numbers["shipped_difference"].items():
+        laplace, gaussian = (numbers["by_place"][f"{name}_{p}"] for p in ("laplace", "gaussian"))
+        apart = laplace["background"]["bpd"] - gaussian["background"]["bpd"]
         lines.append(
             f"- **Priors, {name}, shipped models**, one seed: Laplace less Gaussian "
-            f"{found['mean']:+.3f} ± {found['stderr']:.3f} over the same test pictures; this error "
+            f"{found['mean']:+.3f} ± {found['stderr']:.4f} over the same test pictures, of which "
+            f"the background's noise makes {apart * laplace['background_share']:+.3f}; the error "
             "knows nothing of the spread over seeds."
         )
     for name, found in numbers["priors"].items():
@@ -88,7 +91,7 @@ def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
         floor = numbers["frechet"]["floors"][name.split("_")[0]]
         lines.append(
             f"- **Samples, {name.replace('_', ', ')}**: Fréchet distance in our own features lowest "
-            f"at temperature {best['temperature']}, {best['value']:.1f}; real pictures {floor:.1f}."
+            f"at temperature {best['temperature']}, {best['value']:.3f}; real pictures {floor:.3f}."
         )
     if numbers["missing"]:
         lines.append(f"- {len(numbers['missing'])} runs of the study have no record yet.")
