@@ -57,10 +57,16 @@ def measured(text: str, results: dict) -> str:
     return re.sub(r"\{([^{}:]+)(?::([^{}]*))?\}", number, text)
 
 
+def _row(cells: tuple[str, ...]) -> str:
+    # A bar within a cell would end it.
+    escaped = (cell.replace("|", "\\|") for cell in cells)
+    return f"| {' | '.join(escaped)} |"
+
+
 def table(entries: list[dict], results: dict) -> str:
     """Markdown table of all entries, numbers filled in."""
     head = ("claim", "published", "what its code does", "measured", "rests on", "verdict")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [_row(head), "|---" * len(head) + "|"]
     for entry in entries:
         verdict = f"**{entry['verdict']}**"
         verdict += f", because {entry['because']}" if entry["because"] else ""
@@ -72,7 +78,7 @@ def table(entries: list[dict], results: dict) -> str:
             entry["rests_on"],
             verdict,
         )
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_row(cells))
     return "\n".join(lines)
 
 
@@ -80,7 +86,6 @@ def short(entries: list[dict], results: dict) -> str:
     """Markdown table of claims, what was measured, and verdicts."""
     lines = ["| claim | measured | verdict |", "|---|---|---|"]
     for e in entries:
-        lines.append(
-            f"| {e['claim']} | {measured(e['measured'], results) or '–'} | {e['verdict']} |"
-        )
+        found = measured(e["measured"], results) or "–"
+        lines.append(_row((e["claim"], found, e["verdict"])))
     return "\n".join(lines)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from nbconvert.filters import markdown2html
 
 from rgflow_core import evaluate, ledger, reference
 from rgflow_core.errors import UserError
@@ -70,6 +71,8 @@ def test_ledger_is_whole_and_refers_to_numbers_that_are_there():
     table = ledger.table(entries, stored)
     assert table.count("\n") == len(entries) + 1
     assert "{" not in table
+    for text in (table, ledger.short(entries, stored)):
+        assert markdown2html(text).count("<tr") == len(entries) + 1
 
 
 def test_ledger_fills_in_numbers_and_says_what_is_missing():
