@@ -92,7 +92,9 @@ def paired(first: list[float], second: list[float]) -> dict:
 
     test = stats.ttest_rel(first, second)
     interval = test.confidence_interval()
-    difference = torch.tensor(first).double() - torch.tensor(second).double()
+    difference = torch.tensor(first, dtype=torch.float64) - torch.tensor(
+        second, dtype=torch.float64
+    )
     return {
         "mean": difference.mean().item(),
         "stderr": (difference.std() / math.sqrt(len(first))).item(),

@@ -52,13 +52,14 @@ def make(name: str, root: Path) -> Path:
     model = PictureModel(*load(weights)[:2])
     test = datasets.load(settings.dataset, "test", settings.data_root)
     bits = evaluate.bits_per_dim(model, test.images)
-    if name in plan(root, "shipped"):
+    shipped = name in plan(root, "shipped")
+    if shipped:
         with replacing(root / "weights" / f"{name}.safetensors") as temporary:
             shutil.copyfile(weights, temporary)
     torch.save(bits.float(), folder / "test_bits.pt")
     facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
     few = test.images[:SUBSET]
-    if name in plan(root, "shipped"):
+    if shipped:
         draws = [bits[:SUBSET]]
         draws += [evaluate.bits_per_dim(model, few, seed) for seed in range(1, max(DRAWS))]
         facts["importance_weighted"] = evaluate.bounds(
@@ -69,7 +70,7 @@ def make(name: str, root: Path) -> Path:
             values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
         facts["test_without_noise"] = evaluate.summary(torch.cat(values))
     write_json(record, facts)
-    if name in plan(root, "shipped"):
+    if shipped:
         write_cards(root)
     return record
 

@@ -5,6 +5,7 @@
 """
 
 import html
+import math
 import re
 from pathlib import Path
 
@@ -57,7 +58,11 @@ def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
         set_name, prior, *more = name.split("_")
         theirs = published["bpd"][set_name][prior]
         places, bound = numbers["by_place"][name], list(numbers["bounds"][name].items())
-        heuristic = {"gaussian": 0.25, "laplace": 0.44}[prior]
+        # KL of a uniform density from the nearest one of the prior's shape, in bits.
+        uniform = {
+            "gaussian": math.log2(math.pi * math.e / 6) / 2,
+            "laplace": math.log2(math.e / 2),
+        }
         k, best = bound[-1]
         lines.append(
             f"- **{', '.join([set_name, prior, *more])}**: {row['bpd']:.3f} ± {row['stderr']:.3f} "
@@ -69,7 +74,7 @@ def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
             f"{bound[0][1]['bpd']:.3f} to {best['bpd']:.3f} ({best['images']} pictures). A value "
             f"of the background, {places['background_share']:.0%} of all, takes "
             f"{places['background']['bpd']:.2f} bits (shifting and scaling alone would cost "
-            f"{heuristic}), one of an ellipse {places['ellipse']['bpd']:.2f}."
+            f"{uniform[prior]:.2f}), one of an ellipse {places['ellipse']['bpd']:.2f}."
         )
     for name, found in numbers["shipped_difference"].items():
         laplace, gaussian = (numbers["by_place"][f"{name}_{p}"] for p in ("laplace", "gaussian"))

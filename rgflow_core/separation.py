@@ -7,6 +7,7 @@ from torch import Tensor
 from rgflow_core import factors, images
 from rgflow_core.factors import FactorNet
 from rgflow_core.model import PictureModel
+from rgflow_core.sparsity import with_error
 
 _RIDGE = 10.0 ** np.arange(-3, 6)
 
@@ -109,8 +110,7 @@ def intervene(
         row = {}
         for factor, value in after.items():
             change = (value - before[factor]).abs().mean(1) / unit[factor]
-            error = change.std().item() / len(change) ** 0.5
-            row[factor] = {"value": change.mean().item(), "stderr": error}
+            row[factor] = with_error(change)
         rows.append(row)
     return rows
 
