@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rgflow_core import PictureModel, cli, datasets, evaluate, load, study, train
+from rgflow_core import PictureModel, benchmarks, cli, datasets, evaluate, load, study, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing, write_json
 
@@ -49,6 +49,7 @@ def make(name: str, root: Path) -> Path:
     folder = root / "runs" / "study" / name
     settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
     weights = train.train(settings, folder)
+    peak = benchmarks.matrix_peak()
     model = PictureModel(*load(weights)[:2])
     test = datasets.load(settings.dataset, "test", settings.data_root)
     bits = evaluate.bits_per_dim(model, test.images)
@@ -58,6 +59,7 @@ def make(name: str, root: Path) -> Path:
             shutil.copyfile(weights, temporary)
     torch.save(bits.float(), folder / "test_bits.pt")
     facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
+    facts["matrix_peak"] = peak  # FLOP/s of the same hour, for what "minutes" mean
     few = test.images[:SUBSET]
     if shipped:
         draws = [bits[:SUBSET]]
@@ -75,18 +77,22 @@ def make(name: str, root: Path) -> Path:
     return record
 
 
-def tuning_table(root: Path) -> str:
-    """Markdown table of the runs that led to the lean recipe, as far as they have records."""
-    wanted = plan(root, "tuning")
-    made = read(root, wanted)
+def run_table(root: Path, group: str) -> str:
+    """Markdown table of a group's runs, as far as they have records."""
+    made = read(root, plan(root, group))
     if not made:
-        return "*No tuning run has a record yet: `make reproduce PROFILE=study` makes them.*"
-    lines = ["| model | optimiser | batch | pictures | minutes | test bpd |", "|---" * 6 + "|"]
-    for r in made.values():
+        return "*None of these runs has a record yet: `make reproduce PROFILE=study` makes them.*"
+    lines = [
+        "| run | model | optimiser | batch | pictures | minutes | GFLOP/s | test bpd |",
+        "|---" * 8 + "|",
+    ]
+    for name, r in made.items():
         s = r["settings"]
+        peak = f"{r['matrix_peak'] / 1e9:.0f}" if "matrix_peak" in r else "–"
         lines.append(
-            f"| {s['model']} | {s['optimizer']} | {s['batch_size']} | {r['images_seen']:,} | "
-            f"{r['seconds'] / 60:.1f} | {r['test']['bpd']:.3f} ± {r['test']['stderr']:.3f} |"
+            f"| {name} | {s['model']} | {s['optimizer']} | {s['batch_size']} | "
+            f"{r['images_seen']:,} | {r['seconds'] / 60:.1f} | {peak} | "
+            f"{r['test']['bpd']:.3f} ± {r['test']['stderr']:.3f} |"
         )
     return "\n".join(lines)
 

@@ -93,10 +93,8 @@ class Settings:
     images_per_epoch: int | None = _knob(None, "pictures between two validations", least=1)
     train_images: int | None = _knob(None, "train on the first so many only", least=1)
     val_images: int | None = _knob(None, "validate on the first so many only", least=1)
-    checkpointing: str = _knob(
-        "auto",
-        "recompute activations, less memory, more time: auto does so where memory is short",
-        choices=("auto", "on", "off"),
+    checkpointing: bool | None = _knob(
+        None, "recompute activations: less memory, more time; by default where memory is short"
     )
     precision: str = _knob(
         "float32",
@@ -466,8 +464,8 @@ def _loop(
     epoch_steps = max(1, (settings.images_per_epoch or len(images)) // batch_size)
     steps = settings.epochs * epoch_steps
     order = Order(len(images), settings.seed)
-    recompute = settings.checkpointing == "on"
-    if settings.checkpointing == "auto":
+    recompute = settings.checkpointing
+    if recompute is None:
         recompute = speed.needs_checkpointing(flow, batch_size // ranks.world)
     flow.use_checkpointing(recompute)
     if settings.compile:
@@ -642,7 +640,9 @@ def parser(defaults: bool = True) -> argparse.ArgumentParser:
     )
     for knob in fields(Settings):
         kind = {"action": "store_true"}
-        if knob.type is not bool:
+        if knob.type == bool | None:
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif knob.type is not bool:
             kind = {"type": {int | None: int}.get(knob.type, knob.type)}
             kind["choices"] = knob.metadata.get("choices")
             kind["metavar"] = "NAME" if kind["choices"] else knob.name.split("_")[-1].upper()

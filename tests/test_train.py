@@ -610,7 +610,7 @@ def test_missing_data_leaves_no_run_behind(tmp_path):
 
 
 def test_recomputed_activations_change_nothing(whole, tmp_path):
-    run(tmp_path / "run", checkpointing="on")
+    run(tmp_path / "run", checkpointing=True)
     assert_same_run(whole, tmp_path / "run")
 
 
