@@ -4,6 +4,7 @@
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -164,6 +165,33 @@ def seeds(root: Path) -> tuple[dict[str, list[float]], dict[str, dict], list[str
             comparisons[f"{first} less {second}"] = found
     missing = [name for name in wanted if name not in made]
     return {k: [v[s] for s in sorted(v)] for k, v in groups.items()}, comparisons, missing
+
+
+def against_published(root: Path, published: dict) -> dict[str, dict]:
+    """The seeds' runs of each set and prior against the published test bpd.
+
+    Args:
+        root: of the repository.
+        published: content of ``data/published.json``.
+
+    Returns:
+        "SET, PRIOR" -> ``runs``, how many of them ``reached`` the published ``bpd``, the
+        training ``images`` of a run, and the shortest and longest ``minutes``.
+    """
+    found: dict[str, dict] = {}
+    for record in read(root, plan(root, "seeds")).values():
+        set_name, prior = record["settings"]["dataset"], record["settings"]["prior"]
+        wanted = published["bpd"][set_name][prior]
+        row = found.setdefault(
+            f"{set_name}, {prior}",
+            {"runs": 0, "reached": 0, "bpd": wanted, "images": record["images_seen"]}
+            | {"minutes": [math.inf, 0.0]},
+        )
+        row["runs"] += 1
+        row["reached"] += record["test"]["bpd"] <= wanted
+        minutes = record["seconds"] / 60
+        row["minutes"] = [min(row["minutes"][0], minutes), max(row["minutes"][1], minutes)]
+    return found
 
 
 def ablations(root: Path) -> tuple[list[dict], list[str]]:
