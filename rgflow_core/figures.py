@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from rgflow_core import tables
 from rgflow_core.files import replacing
@@ -16,7 +17,7 @@ from rgflow_core.study import title
 COLUMN, PAGE = 3.5, 7.0
 # Of Okabe and Ito's colours, which the colour-blind can tell apart. In grey, markers (of the prior)
 # and lines or hatches (of the set) do.
-COLOURS = {"laplace": "#d55e00", "gaussian": "#0072b2"}
+COLOURS = {"laplace": "#e69f00", "gaussian": "#0072b2"}
 GREEN, GREY = "#009e73", "0.35"
 MARKERS = {"laplace": "o", "gaussian": "s"}
 DPI = {"png": 200, "pdf": 300}
@@ -92,8 +93,17 @@ def _bar(name: str) -> dict:
 
 def _legend(figure: Figure, axis: plt.Axes, columns: int = 2) -> None:
     """One legend below all panels, where it covers nothing."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    shown = sorted(zip(*axis.get_legend_handles_labels(), strict=True), key=_is_reference)
+    figure.legend(*zip(*shown, strict=True), loc="outside lower center", ncols=columns)
+
+
+def _is_reference(shown: tuple[object, str]) -> bool:
+    return isinstance(shown[0], Line2D)
+
+
+def _beside(k: int, count: int, levels: int) -> np.ndarray:
+    """Where the k-th of several models is drawn at each level, so that marks do not hide others."""
+    return np.arange(levels) + 0.06 * (k - (count - 1) / 2)
 
 
 def _levels(axis: plt.Axes, levels: int) -> None:
@@ -174,7 +184,7 @@ def training_curves(curves: dict[str, dict], published: dict) -> Figure:
         for prior, bpd in published["bpd"].get(set_name, {}).items():
             label = f"{title(f'{set_name}_{prior}')}, {published['system']}"
             line = ":" if set_name == "msds1" else "-."
-            axis.axhline(bpd, ls=line, lw=0.8, color=COLOURS[prior], label=label)
+            axis.axhline(bpd, ls=line, lw=1, color=COLOURS[prior], label=label)
     axis.set(xlabel="training pictures seen / thousands", ylabel="bits per dimension")
     axis.grid()
     _legend(figure, axis)
@@ -287,6 +297,8 @@ def ablation_points(rows: list[dict]) -> Figure:
         axis.plot(np.mean(row["less_unchanged"]), k, "|", ms=9, color="black")
     axis.axvline(0, color=GREY, lw=0.8)
     axis.set_xscale("symlog", linthresh=0.1)
+    axis.margins(x=0.1)
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_yticks(range(len(changed)), [row["name"].replace("_", " ") for row in changed])
     axis.set(ylim=(-0.6, len(changed) - 0.4))
     axis.set_xlabel(
@@ -357,17 +369,17 @@ def sparsity_panels(rows: dict[str, list[dict]], references: dict[str, dict]) ->
     for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
         for k, (name, levels) in enumerate(rows.items()):
             values, errors = ([row[measure][x] for row in levels] for x in ("value", "stderr"))
-            at = np.arange(len(levels)) + 0.06 * (k - (len(rows) - 1) / 2)
+            at = _beside(k, len(rows), len(levels))
             axis.errorbar(at, values, 2 * np.array(errors), **_line(name))
         for prior, value in references.get(measure, {}).items():
             line = {"laplace": ":", "gaussian": "-."}[prior]
             label_of = f"{prior.capitalize()} density"
-            axis.axhline(value, ls=line, lw=0.8, color=COLOURS[prior], label=label_of)
+            axis.axhline(value, ls=line, lw=1, color=COLOURS[prior], label=label_of)
         axis.set_ylabel(label)
         axis.grid()
     for axis in axes[1]:
         _levels(axis, len(levels))
-    _legend(figure, axes[0, 0], columns=6)
+    _legend(figure, axes[0, 0], columns=3)
     return figure
 
 
@@ -401,7 +413,7 @@ def cones(areas: dict[str, list[dict]], touched: dict[str, list[float]]) -> Figu
     for key, (label, style) in lines.items():
         error = [2 * row["stderr"] for row in rows] if key == "area" else None
         axes[0].errorbar(at, [row[key] for row in rows], error, label=label, **style)
-    axes[0].set(yscale="log", ylabel="area / pixels", title=title(name))
+    axes[0].set(yscale="log", ylim=(4, 2000), ylabel="area / pixels", title=title(name))
     _levels(axes[0], len(rows))
     sizes = np.array(touched["sizes"])
     axes[1].plot(sizes, touched["pixel"], "-o", color=GREEN, label="RG-Flow")
@@ -426,12 +438,14 @@ def factor_maps(maps: dict[str, list[dict[str, dict]]], label: str, top: float) 
     """
     across = min(2, len(maps))
     down = -(-len(maps) // across)
-    figure, axes = _axes(down, across, across * COLUMN, 1.5 * down + 0.5)
+    figure, axes = _axes(down, across, across * COLUMN, 1.8 * down + 0.5)
     for axis, (name, levels) in zip(axes.flat, maps.items(), strict=False):
         names = list(levels[0])
         values = np.array([[row[f]["value"] for f in names] for row in levels])
         texts = [
-            [f"{row[f]['value']:.2f} ± {row[f]['stderr']:.2f}" for f in names] for row in levels
+            # Adding 0 makes a rounded -0 positive.
+            [f"{round(row[f]['value'], 3) + 0:.3f}\n± {row[f]['stderr']:.3f}" for f in names]
+            for row in levels
         ]
         image = _write_in(axis, values, texts, top)
         axis.set_xticks(range(len(names)), [f.replace(" ", "\n") for f in names])
@@ -439,7 +453,7 @@ def factor_maps(maps: dict[str, list[dict[str, dict]]], label: str, top: float) 
         axis.set_title(title(name))
     for axis in axes.flat[len(maps) :]:
         axis.remove()
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", aspect=50, pad=0.03)
+    bar = figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", aspect=60, pad=0.03)
     bar.set_label(f"{label} ± standard error")
     return figure
 
@@ -468,9 +482,9 @@ def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
     """Area that holds 90 % of a receptive field against the level, two standard errors."""
     figure, axes = _axes(1, 1, COLUMN, 2.8)
     axis = axes[0, 0]
-    for name, levels in areas.items():
+    for k, (name, levels) in enumerate(areas.items()):
         mean, error = (np.array([level[x] for level in levels]) for x in ("area", "stderr"))
-        axis.errorbar(range(len(mean)), mean, 2 * error, **_line(name))
+        axis.errorbar(_beside(k, len(areas), len(mean)), mean, 2 * error, **_line(name))
     steps = np.arange(len(mean))
     start = np.mean([levels[0]["area"] for levels in areas.values()])
     axis.plot(steps, start * 4.0**steps, "k:", lw=0.8, label="edge doubles each level")
