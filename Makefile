@@ -112,7 +112,7 @@ setup: $(SETUP)  ## Make .venv from requirements.lock (part of every target)
 ifeq ($(PROFILE),default)
 reproduce: figures/results.json  ## Regenerate every number and figure (PROFILE=default)
 	@$(PYTHON) -m rgflow_core.reference check figures/results.json figures/reference.json $(R)/comparison.csv
-	@echo "Done: report $(R)/report.html, numbers and figures in figures/"
+	@echo "Done: report figures/report.html, numbers and figures in figures/"
 else ifeq ($(PROFILE),study)
 # Their records name runs; those there are kept. Then the default profile, on what they left.
 RECORDS := $(shell sed -n 's|^      "\([a-z0-9_]*\)":.*|data/records/\1.json|p' data/runs.json)
@@ -146,18 +146,27 @@ $(eval $(call analysis,04_sparsity,SPARSITY,npz))
 $(eval $(call analysis,05_receptive_fields,FIELDS,npz))
 $(eval $(call analysis,06_latent_space,LATENT,npz))
 
-FIGURES := $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.ipynb)
-FIGURES := $(FIGURES:%=$(R)/figures/%.png) $(FIGURES:%=$(R)/figures/%.pdf)
+# Two figures are drawn only where runs have records.
+FIGURES := $(sort $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.ipynb))
+ifeq ($(wildcard data/records/msds*_seed*.json),)
+FIGURES := $(filter-out %_seeds,$(FIGURES))
+endif
+ifeq ($(wildcard data/records/ablation_unchanged_*.json),)
+FIGURES := $(filter-out %_ablations,$(FIGURES))
+endif
+FIGURES := $(foreach kind,png pdf csv,$(FIGURES:%=$(R)/figures/%.$(kind)))
 $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) &: notebooks/07_figures.ipynb $(STORED) $(CORE)
 	$(call run,07_figures,{profile: $(PROFILE)})
 
-$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core/report.py
-	@$(PYTHON) -m rgflow_core.report html $< $@
+# And report.pdf, where a Chromium is installed.
+$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core/page.py
+	@$(PYTHON) -m rgflow_core.page $< $@
 
 # Only the default profile writes to figures/ and README's table.
 figures/results.json: $(R)/report.html
 	@mkdir -p figures
-	@cp $(FIGURES) figures/
+	@rm -f figures/fig* figures/report.*
+	@cp $(FIGURES) $(R)/report.* figures/
 	@$(PYTHON) -m rgflow_core.report results $(R)/results.json README.md
 	@cp $(R)/results.json figures/
 

@@ -65,6 +65,10 @@ def _axes(rows: int, columns: int, width: float, height: float, **kwargs: object
     return figure, axes
 
 
+def _width(panels: int) -> float:
+    return COLUMN if panels == 1 else PAGE
+
+
 def _bare(axis: plt.Axes) -> None:
     axis.set(xticks=[], yticks=[])
     for spine in axis.spines.values():
@@ -91,14 +95,14 @@ def _bar(name: str) -> dict:
     }  # fmt: skip
 
 
-def _legend(figure: Figure, axis: plt.Axes, columns: int = 2) -> None:
-    """One legend below all panels, where it covers nothing."""
-    shown = sorted(zip(*axis.get_legend_handles_labels(), strict=True), key=_is_reference)
-    figure.legend(*zip(*shown, strict=True), loc="outside lower center", ncols=columns)
-
-
-def _is_reference(shown: tuple[object, str]) -> bool:
-    return isinstance(shown[0], Line2D)
+def _legend(figure: Figure, columns: int = 2) -> None:
+    """One legend of all panels below them, where it covers nothing; reference lines come last."""
+    shown = {}
+    for axis in figure.axes:
+        shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    labels = sorted(shown, key=lambda label: isinstance(shown[label], Line2D))
+    handles = [shown[label] for label in labels]
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
 def _beside(k: int, count: int, levels: int) -> np.ndarray:
@@ -172,22 +176,22 @@ def training_curves(curves: dict[str, dict], published: dict) -> Figure:
         curves: of each model, ``images``, ``bpd`` and its ``stderr`` (two are drawn).
         published: the content of ``data/published.json``.
     """
-    figure, axes = _axes(1, 1, COLUMN, 2.5 + 0.07 * len(curves))
-    axis = axes[0, 0]
-    for name, curve in curves.items():
-        images, error = np.array(curve["images"]) / 1000, 2 * np.array(curve["stderr"])
-        style = _line(name)
-        if not name.endswith("_shipped"):
-            style |= {"alpha": 0.6, "marker": "x"}
-        axis.errorbar(images, curve["bpd"], error, **style)
-    for set_name in sorted({name.split("_")[0] for name in curves}):
+    sets = sorted({name.split("_")[0] for name in curves})
+    figure, axes = _axes(1, len(sets), _width(len(sets)), 2.7, sharey=True)
+    for axis, set_name in zip(axes[0], sets, strict=True):
+        for name in (name for name in curves if name.startswith(set_name)):
+            images, error = (np.array(curves[name][key]) for key in ("images", "stderr"))
+            style = _line(name) | {"label": ", ".join(title(name).split(", ")[1:])}
+            if not name.endswith("_shipped"):
+                style |= {"marker": "x", "linestyle": ":"}
+            axis.errorbar(images / 1000, curves[name]["bpd"], 2 * error, **style)
         for prior, bpd in published["bpd"].get(set_name, {}).items():
-            label = f"{title(f'{set_name}_{prior}')}, {published['system']}"
-            line = ":" if set_name == "msds1" else "-."
-            axis.axhline(bpd, ls=line, lw=1, color=COLOURS[prior], label=label)
-    axis.set(xlabel="training pictures seen / thousands", ylabel="bits per dimension")
-    axis.grid()
-    _legend(figure, axis)
+            label = f"{prior.capitalize()}, {published['system']}"
+            axis.axhline(bpd, ls="-.", lw=0.8, color=COLOURS[prior], label=label)
+        axis.set(xlabel="training pictures seen / thousands", title=set_name.upper())
+        axis.grid()
+    axes[0, 0].set_ylabel("bits per dimension")
+    _legend(figure, 2 * len(sets))
     return figure
 
 
@@ -226,30 +230,28 @@ def level_bits(bits: dict[str, dict]) -> Figure:
         axis.axhline(0, color="black", lw=0.6)
         axis.set_xticks(part, [f"h = {h}" for h in part])
     axes[0, 0].set_ylabel("bits per dimension,\nbytes and logit apart")
-    _legend(figure, axes[0, 0])
+    _legend(figure)
     return figure
 
 
 def frechet_curves(curves: dict[str, list[dict]], floors: dict[str, float]) -> Figure:
     """Frechet distance in our own features against temperature; real halves as the floor."""
     sets = sorted(floors)
-    width = COLUMN if len(sets) == 1 else PAGE
-    figure, axes = _axes(1, len(sets), width, 2.6, sharey=True)
+    figure, axes = _axes(1, len(sets), _width(len(sets)), 2.6, sharey=True)
     for axis, set_name in zip(axes[0], sets, strict=True):
         for name, points in curves.items():
             if not name.startswith(set_name):
                 continue
             mean, spread = (np.array([p[key] for p in points]) for key in ("value", "spread"))
             t = [p["temperature"] for p in points]
-            style = _line(name) | {"linestyle": "-", "markerfacecolor": None}
-            style["label"] = name.split("_")[1].capitalize()
+            style = _line(name) | {"label": name.split("_")[1].capitalize()}
             axis.errorbar(t, mean, 2 * spread, **style)
         axis.axhline(floors[set_name], ls=":", color=GREY, label="real pictures")
         axis.set(xlabel="temperature (factor of the prior's scale)", yscale="log")
         axis.set_title(set_name.upper())
         axis.grid()
     axes[0, 0].set_ylabel("Fréchet distance (own features)")
-    _legend(figure, axes[0, 0], columns=3)
+    _legend(figure, columns=3)
     return figure
 
 
@@ -257,7 +259,7 @@ def seed_points(
     groups: dict[str, list[float]], comparisons: dict[str, dict] | None = None
 ) -> Figure:
     """Test bpd of several seeds by group and, of paired seeds, differences with 95 % intervals."""
-    figure, axes = _axes(1, 2 if comparisons else 1, PAGE if comparisons else COLUMN, 2.4)
+    figure, axes = _axes(1, 1 + bool(comparisons), _width(1 + bool(comparisons)), 2.4)
     axis = axes[0, 0]
     for k, (name, values) in enumerate(groups.items()):
         prior = name.split(", ")[1]
@@ -279,7 +281,7 @@ def seed_points(
         ]
         axis.set_yticks(range(len(names)), names, fontsize=6.5)
         axis.set(ylim=(len(names) - 0.5, -0.5))
-        axis.set_xlabel("difference in bits per dimension, 95 % interval")
+        axis.set_xlabel("difference in test bpd, 95 % interval")
         axis.axvline(0, color=GREY, lw=0.8)
         axis.grid(axis="x")
     return figure
@@ -348,7 +350,7 @@ def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
     axis.axhline(0, color=COLOURS["gaussian"], ls="-.", lw=0.8, label="Gaussian density")
     _levels(axis, len(levels))
     axis.set_ylabel("excess kurtosis")
-    _legend(figure, axis)
+    _legend(figure)
     return figure
 
 
@@ -379,7 +381,7 @@ def sparsity_panels(rows: dict[str, list[dict]], references: dict[str, dict]) ->
         axis.grid()
     for axis in axes[1]:
         _levels(axis, len(levels))
-    _legend(figure, axes[0, 0], columns=3)
+    _legend(figure, columns=3)
     return figure
 
 
@@ -493,7 +495,7 @@ def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
     axis.text(0, 1070, "whole picture", fontsize=7, va="bottom", color=GREY)
     _levels(axis, len(mean))
     axis.grid()
-    _legend(figure, axis)
+    _legend(figure)
     return figure
 
 

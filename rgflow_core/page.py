@@ -35,18 +35,23 @@ math[display="block"] { overflow-x: auto; overflow-y: hidden; margin: 1em 0; }
 .output_png { overflow-x: auto; margin-top: 1.5rem; }
 .output_png img { display: block; margin: 0 auto; max-width: 100%; height: auto; }
 /* The caption. */
-.output_area:has(.output_png) + .output_area { font-size: .9rem; line-height: 1.4; margin: .5rem 0 2rem; }
+.output_area:has(.output_png) + .output_area { font-size: .9rem; line-height: 1.4; margin: .5rem 0 1.2rem; }
 .table { overflow-x: auto; margin: 1em 0; }
 table { border-collapse: collapse; font-size: .85rem; line-height: 1.35; }
 td, th { padding: .3rem .6rem; border-bottom: 1px solid #ccc; text-align: left;
   vertical-align: top; overflow-wrap: normal; }
 thead th { border-bottom: 2px solid #666; }
+/* The ledger: room for the columns with most text. */
+table:has(th:nth-child(6)) td:nth-child(4) { min-width: 9.5rem; }
+table:has(th:nth-child(6)) td:nth-child(6) { min-width: 10.5rem; }
+ul { padding-left: 1.5rem; }
 @media (max-width: 45rem) {
   body { margin: 1rem auto; }
   /* Wide figures and tables are moved sideways rather than made too small to read. */
   .output_png img.unconfined { max-width: none; width: 36rem; }
   table:has(th:nth-child(4)) { min-width: 34rem; }
   table:has(th:nth-child(6)) { min-width: 54rem; }
+  table:has(th:nth-child(6)) td:first-child { position: sticky; left: 0; background: #fff; }
 }
 @page { size: A4; margin: 16mm 15mm 18mm; @bottom-center { content: counter(page); font: 9pt sans-serif; } }
 @media print {
@@ -62,9 +67,6 @@ thead th { border-bottom: 2px solid #666; }
   .table { overflow: visible; }
   table { font-size: 8pt; }
   td, th { padding: 1mm 1.5mm; }
-  /* The ledger: room for the columns with most text. */
-  td:nth-child(4):not(:last-child) { min-width: 38mm; }
-  td:nth-child(6) { min-width: 40mm; }
   thead { display: table-header-group; }
   p { orphans: 3; widows: 3; }
   .new-page { break-before: page; }
@@ -78,9 +80,10 @@ def _mathml(page: str) -> str:
 
     def replace(match: re.Match) -> str:
         tex = html.unescape(match[1] or match[2]).strip()
-        return convert(
-            re.sub(r"\\[bB]ig(?![a-zA-Z])", "", tex), display="block" if match[1] else "inline"
-        )
+        tex = re.sub(r"\\[bB]ig(?![a-zA-Z])", "", tex)
+        # MathML sets no space between a function and its argument.
+        tex = re.sub(r"\\(log|det)\s+(?=\w)", r"\\\1\\,", tex)
+        return convert(tex, display="block" if match[1] else "inline")
 
     return re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", replace, page, flags=re.DOTALL)
 

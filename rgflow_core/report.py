@@ -78,6 +78,10 @@ def bpd_sentences(numbers: dict, published: dict) -> list[str]:
     return lines
 
 
+def _group(name: str) -> str:
+    return study.title(name.replace(", ", "_"))
+
+
 def prior_sentences(numbers: dict) -> list[str]:
     """Whether priors differ in bpd: shipped models, then paired seeds, as list items."""
     lines = []
@@ -91,7 +95,7 @@ def prior_sentences(numbers: dict) -> list[str]:
             "knows nothing of the spread over seeds."
         )
     for name, found in numbers["priors"].items():
-        sides = " less ".join(study.title(s.replace(", ", "_")) for s in name.split(" less "))
+        sides = " less ".join(map(_group, name.split(" less ")))
         lines.append(
             f"- **{sides}**, {found['n']} paired seeds: {found['mean']:+.3f} bpd, 95 % interval "
             f"{found['low']:+.3f} … {found['high']:+.3f}, p = {found['p']:.2g}: "
@@ -108,7 +112,7 @@ def sample_sentences(numbers: dict) -> list[str]:
         floor = numbers["frechet"]["floors"][name.split("_")[0]]
         lines.append(
             f"- **Samples, {study.title(name)}**: Fréchet distance in our own features lowest "
-            f"at temperature {best['temperature']}, {best['value']:.3f}; real pictures {floor:.3f}."
+            f"at temperature {best['temperature']:g}, {best['value']:.3f}; real pictures {floor:.3f}."
         )
     return lines
 
@@ -253,14 +257,15 @@ def limits(results: dict, published: dict, entries: list[dict]) -> list[str]:
     """What the numbers rest on, as Markdown list items."""
     numbers = {name: of["numbers"] for name, of in results.items() if name != "profile"}
     bpd, space = numbers["03_bpd_evaluation"], results["06_latent_space"]["provenance"]
-    sizes = [model["parameters"] for model in bpd["models"].values()]
+    size = max(model["parameters"] for model in bpd["models"].values())
     untested = [e["claim"] for e in entries if e["rests_on"] == "nothing that was run"]
     lines = [
-        f"- **Size.** The analysed models have {min(sizes) / 1e6:.1f} to {max(sizes) / 1e6:.1f} M "
-        f"parameters, the published one {published['parameters'] / 1e6:.1f} M; a result of theirs "
-        "is no verdict on the published training.",
-        f"- **Seeds.** Each analysed model is one training run. {len(bpd['seeds'])} groups of runs "
-        f"differ in their seed; {len(bpd['missing'])} planned runs have no record.",
+        f"- **Size.** The analysed models have up to {size / 1e6:.1f} M parameters, the published "
+        f"one {published['parameters'] / 1e6:.1f} M; a result of theirs is no verdict on the "
+        "published training.",
+        "- **Seeds.** Each analysed model is one training run. Runs with several seeds: "
+        f"{'; '.join(map(_group, bpd['seeds'])) or 'none'}. Planned runs without a record: "
+        f"{len(bpd['missing'])}.",
         f"- **Pictures.** Bits per dimension are of {bpd['bars'][0]['images']:,} test pictures, "
         f"sparsity of {numbers['04_sparsity']['images']:,}, probes of "
         f"{space['parameters']['probed']:,}, interventions of {space['parameters']['changed']:,}; "

@@ -60,26 +60,6 @@ def test_notebook_form(path):
         assert len(cell.source.splitlines()) <= 40, "longer code belongs in the module"
 
 
-def test_report_is_one_file_with_equations(tmp_path):
-    nb = nbformat.v4.new_notebook()
-    nb.cells = [nbformat.v4.new_markdown_cell("# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n")]
-    nbformat.write(nb, tmp_path / "n.ipynb")
-    report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
-    page = (tmp_path / "n.html").read_text()
-    assert page.count("<math") == 2
-    assert "$" not in page
-    assert "src=" not in page
-
-
-def test_report_refuses_what_would_be_loaded(tmp_path):
-    nb = nbformat.v4.new_notebook()
-    nb.cells = [nbformat.v4.new_markdown_cell('<img src="http://example.invalid/a.png">')]
-    nbformat.write(nb, tmp_path / "n.ipynb")
-    with pytest.raises(UserError, match="would load"):
-        report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
-    assert not (tmp_path / "n.html").exists()
-
-
 def test_readme_table_is_the_one_of_the_results(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
@@ -119,7 +99,9 @@ def test_make_remakes_what_is_missing_and_nothing_else(tmp_path):
     names = set(
         re.findall(r"fig\d\d_[a-z_]+", (ROOT / "notebooks" / "07_figures.ipynb").read_text())
     )
-    figures = [f"figures/{name}.{kind}" for name in names for kind in ("png", "pdf")]
+    # The copy has no records, so nothing to draw these from.
+    names = sorted(name for name in names if not name.endswith(("_seeds", "_ablations")))
+    figures = [f"figures/{name}.{kind}" for name in names for kind in ("csv", "png", "pdf")]
     products = [line.split() for line in PRODUCTS]
     products[-1] += figures
     shutil.copy(ROOT / "Makefile", tmp_path)
