@@ -75,12 +75,16 @@ def _bare(axis: plt.Axes) -> None:
         spine.set_visible(False)
 
 
-def _line(name: str) -> dict:
-    """How a model is drawn as a line: colour and marker of its prior, dashes of its set."""
+def _line(name: str, one_set: bool = False) -> dict:
+    """How a model is drawn as a line: colour and marker of its prior, dashes of its set.
+
+    In a panel of ``one_set`` all are drawn through, and the label leaves the set out.
+    """
     set_name, prior, *_ = name.split("_")
-    first = set_name == "msds1"
+    first = one_set or set_name == "msds1"
     return {
-        "color": COLOURS[prior], "marker": MARKERS[prior], "label": title(name),
+        "color": COLOURS[prior], "marker": MARKERS[prior],
+        "label": title(name).removeprefix(f"{set_name.upper()}, " if one_set else ""),
         "linestyle": "-" if first else "--", "markerfacecolor": None if first else "white",
     }  # fmt: skip
 
@@ -181,7 +185,7 @@ def training_curves(curves: dict[str, dict], published: dict) -> Figure:
     for axis, set_name in zip(axes[0], sets, strict=True):
         for name in (name for name in curves if name.startswith(set_name)):
             images, error = (np.array(curves[name][key]) for key in ("images", "stderr"))
-            style = _line(name) | {"label": ", ".join(title(name).split(", ")[1:])}
+            style = _line(name, one_set=True)
             if not name.endswith("_shipped"):
                 style |= {"marker": "x", "linestyle": ":"}
             axis.errorbar(images / 1000, curves[name]["bpd"], 2 * error, **style)
@@ -244,8 +248,7 @@ def frechet_curves(curves: dict[str, list[dict]], floors: dict[str, float]) -> F
                 continue
             mean, spread = (np.array([p[key] for p in points]) for key in ("value", "spread"))
             t = [p["temperature"] for p in points]
-            style = _line(name) | {"label": name.split("_")[1].capitalize()}
-            axis.errorbar(t, mean, 2 * spread, **style)
+            axis.errorbar(t, mean, 2 * spread, **_line(name, one_set=True))
         axis.axhline(floors[set_name], ls=":", color=GREY, label="real pictures")
         axis.set(xlabel="temperature (factor of the prior's scale)", yscale="log")
         axis.set_title(set_name.upper())
