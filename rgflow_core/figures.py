@@ -209,7 +209,8 @@ def bpd_bars(rows: list[dict]) -> Figure:
         theirs = {"facecolor": "white", "edgecolor": colour, "hatch": "/////"}
         style = theirs if row["source"] == "published" else {"color": colour}
         axis.barh(k, row["bpd"], xerr=error, height=0.6, **style)
-        axis.text(row["bpd"], k, f"  {row['bpd']:.3f}", va="center", fontsize=7)
+        value = row["bpd"] if row["source"] == "published" else f"{row['bpd']:.3f}"
+        axis.text(row["bpd"], k, f"  {value}", va="center", fontsize=7)
     axis.set_yticks(range(len(rows)), [row["label"].replace(": ", ":\n") for row in rows])
     axis.tick_params(axis="y", labelsize=6.5)
     axis.invert_yaxis()

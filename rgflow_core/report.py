@@ -7,6 +7,8 @@
 import math
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from rgflow_core import cli, figures, ledger, study
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing
@@ -291,9 +293,7 @@ def origins(results: dict) -> str:
     return "\n".join(lines)
 
 
-def show(
-    folder: str | Path, name: str, figure: "figures.Figure", rows: list[dict], caption: str
-) -> None:
+def show(folder: str | Path, name: str, figure: Figure, rows: list[dict], caption: str) -> None:
     """Store a figure and its data (:func:`rgflow_core.figures.save`), and show it with a caption.
 
     Args:
@@ -309,7 +309,7 @@ def show(
     figures.plt.close(figure)
     width = figure.get_figwidth()
     picture = Image(
-        filename=f"{folder}/{name}.png", width=int(115 * width), alt=caption.split(".")[0],
+        filename=f"{folder}/{name}.png", width=int(115 * width), alt=caption.split(".")[0].strip("*"),
         unconfined=bool(width > figures.COLUMN),
     )  # fmt: skip
     number = int(name[3:5])
@@ -320,7 +320,9 @@ def bpd_table(results: dict) -> str:
     """Markdown table of test bits per dimension, ours beside the published."""
     lines = ["| model | test bits per dimension | test pictures |", "|---|---|---|"]
     for bar in results["03_bpd_evaluation"]["numbers"]["bars"]:
-        value = f"{bar['bpd']:.3f}" + ("" if bar["stderr"] is None else f" ± {bar['stderr']:.3f}")
+        # Published values with all digits that were published.
+        value = str(bar["bpd"]) if bar["source"] == "published" else f"{bar['bpd']:.3f}"
+        value += "" if bar["stderr"] is None else f" ± {bar['stderr']:.3f}"
         pictures = f"{bar['images']:,}" if bar["images"] else "not stated"
         pictures = "none: a limit" if bar["source"] == "limit" else pictures
         lines.append(f"| {bar['label']} | {value} | {pictures} |")

@@ -4,9 +4,10 @@ import copy
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rgflow_core import ledger, report, study
+from rgflow_core import figures, ledger, report, study
 from rgflow_core.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -84,6 +85,27 @@ def test_origins_have_a_row_for_each_notebook(results):
     assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == sorted(
         results.keys() - {"profile"}
     )
+
+
+def test_published_values_keep_their_digits(results):
+    table = report.bpd_table(results)
+    assert f"| {PUBLISHED['bpd']['msds1']['gaussian']} |" in table
+
+
+def test_figure_is_stored_and_shown_with_its_caption(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda *parts: shown.extend(parts))
+    figure = figures.generation([np.zeros((1, 4, 4, 3))])
+    report.show(tmp_path, "fig07_x", figure, [{"a": 1}], "**What it is.** More.")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "fig07_x.csv",
+        "fig07_x.pdf",
+        "fig07_x.png",
+    ]
+    picture, caption = shown
+    assert picture.alt == "What it is"
+    assert caption.data == "**Figure 7.** **What it is.** More. *Data: `fig07_x.csv`.*"
+    assert not figures.plt.fignum_exists(figure.number)
 
 
 def test_titles():
