@@ -217,6 +217,12 @@ def summary(results: dict, published: dict, entries: list[dict]) -> str:
         f"{of['trained']:.2f} ({study.title(name)}; untrained {of['untrained']:.2f})"
         for name, of in space["scores"].items()
     )
+    # The first factor is the global one.
+    acting = {
+        name: max(range(len(rows)), key=lambda h: next(iter(rows[h].values()))["value"])
+        for name, rows in space["effects"].items()
+    }
+    coarsest = sum(h == len(space["effects"][name]) - 1 for name, h in acting.items())
     size, touched = fields["touched"]["sizes"][-1], fields["touched"]["pixel"][-1]
     lines = [
         *_likelihoods(bpd, published),
@@ -224,7 +230,9 @@ def summary(results: dict, published: dict, entries: list[dict]) -> str:
         *_sparse(sparse),
         f"- **Receptive fields.** Their edge grows per level by {grown}, 95 % intervals; claimed: "
         f"about 2. One pixel touches {touched:.0f} of {size**2:,} positions at L = {size}.",
-        f"- **Scale separation**, from 0 to an ideal 1: {scores}.",
+        f"- **Scale separation**, from 0 to an ideal 1: {scores}. Drawing a level's latents anew "
+        f"changes the global factor most at the coarsest level in {coarsest} of {len(acting)} "
+        "models.",
         "- **What this rests on.** Lean models, far smaller than the published ones. Their numbers "
         "are no verdict on the published training.",
         "",
