@@ -214,7 +214,7 @@ def bpd_bars(rows: list[dict]) -> Figure:
     axis.set_yticks(range(len(rows)), [row["label"].replace(": ", ":\n") for row in rows])
     axis.tick_params(axis="y", labelsize=6.5)
     axis.invert_yaxis()
-    axis.margins(x=0.25)
+    axis.margins(x=0.35)
     axis.set_xlabel("test bits per dimension\n± 2 standard errors")
     return figure
 

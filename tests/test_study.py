@@ -17,6 +17,8 @@ from rgflow_core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Figures that are drawn only where runs have records.
+RECORDED = ("_seeds", "_ablations")
 
 
 def test_results_round_trip(tmp_path):
@@ -73,6 +75,18 @@ def test_readme_without_markers_is_refused(tmp_path):
         report.update_readme("results", ROOT / "figures" / "results.json", tmp_path / "README.md")
 
 
+def figure_names():
+    """The figures of notebook 07, without those that only records of runs give."""
+    text = (ROOT / "notebooks" / "07_figures.ipynb").read_text()
+    return {n for n in re.findall(r"fig\d\d_[a-z_]+", text) if not n.endswith(RECORDED)}
+
+
+def test_figures_are_those_of_the_notebook_with_their_data():
+    there = {p.name for p in (ROOT / "figures").glob("fig*") if not p.stem.endswith(RECORDED)}
+    assert there == {f"{n}.{kind}" for n in figure_names() for kind in ("csv", "pdf", "png")}
+    assert len({name[:5] for name in figure_names()}) == len(figure_names()), "a number for each"
+
+
 def test_unknown_profile_is_refused():
     done = subprocess.run(
         ["make", "reproduce", "PROFILE=nonsense"], cwd=ROOT, capture_output=True, text=True
@@ -96,12 +110,9 @@ PRODUCTS = [
 
 
 def test_make_remakes_what_is_missing_and_nothing_else(tmp_path):
-    names = set(
-        re.findall(r"fig\d\d_[a-z_]+", (ROOT / "notebooks" / "07_figures.ipynb").read_text())
-    )
-    # The copy has no records, so nothing to draw these from.
-    names = sorted(name for name in names if not name.endswith(("_seeds", "_ablations")))
-    figures = [f"figures/{name}.{kind}" for name in names for kind in ("csv", "png", "pdf")]
+    # The copy of the Makefile has no records beside it.
+    kinds = ("csv", "png", "pdf")
+    figures = [f"figures/{name}.{kind}" for name in sorted(figure_names()) for kind in kinds]
     products = [line.split() for line in PRODUCTS]
     products[-1] += figures
     shutil.copy(ROOT / "Makefile", tmp_path)
