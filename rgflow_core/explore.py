@@ -3,17 +3,19 @@
 import io
 import time
 from functools import partial
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython import get_ipython
-from IPython.display import Image
+from IPython.display import Image, display
 from matplotlib import colormaps
 from PIL import Image as Pillow
 from torch import Tensor
 
-from rgflow_core import analysis, images
+from rgflow_core import analysis, datasets, images, study
+from rgflow_core.checkpoints import load
 from rgflow_core.flow import lattice_levels
 from rgflow_core.model import PictureModel
 
@@ -40,7 +42,9 @@ def _bytes(x: Tensor) -> np.ndarray:
 
 
 class Explorer:
-    """Controls, and the three pictures that follow them; ``widget`` shows all.
+    """Controls, and the three pictures that follow them; :func:`explore` makes one.
+
+    At the end of a cell it shows its ``widget`` where a front end listens, else :meth:`still`.
 
     Args:
         models: name, SET_PRIOR, -> flow and prior.
@@ -163,6 +167,9 @@ class Explorer:
             found[name] = float(np.median(times))
         return found
 
+    def _ipython_display_(self) -> None:
+        display(self.widget if listening() else self.still())
+
     def still(self) -> Image:
         """All three pictures side by side, for readers without a kernel."""
         drawn = [draw() for draw, _ in self.panels.values()]
@@ -183,7 +190,20 @@ def listening() -> bool:
     return kernel is not None and "cellId" in kernel.get_parent("shell").get("metadata", {})
 
 
-def explore(models: dict[str, PictureModel], sources: dict[str, Tensor]) -> widgets.Widget | Image:
-    """The widget of an :class:`Explorer` where a front end listens, else a picture of it."""
-    explorer = Explorer(models, sources)
-    return explorer.widget if listening() else explorer.still()
+def explore(
+    weights: str | Path = "weights", data_root: str | Path = "data", sources: int = 12
+) -> Explorer:
+    """Show sliders for all models of a folder, or one picture where no front end listens.
+
+    Args:
+        weights: folder of the models.
+        data_root: folder of the data sets.
+        sources: pictures of the test split to choose from for mixtures.
+
+    Raises:
+        UserError: if there are no models, or no data.
+    """
+    models = {name: PictureModel(*load(path)[:2]) for name, path in study.models(weights).items()}
+    sets = dict.fromkeys(name.split("_")[0] for name in models)
+    pictures = {name: datasets.load(name, "test", data_root, sources).images for name in sets}
+    return Explorer(models, pictures)

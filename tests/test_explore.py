@@ -1,6 +1,7 @@
 """The explorer's pictures follow its controls; without a front end it is a picture."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from support import TINY, randomise
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, analysis, explore
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, analysis, checkpoints, explore
 
 
 @pytest.fixture
@@ -76,12 +77,24 @@ def test_differences_are_close_to_the_derivative(explorer):
     assert torch.allclose(explorer.effect(), exact, rtol=0.02, atol=0.01 * float(exact.max()))
 
 
-def test_without_a_front_end_it_is_a_picture(explorer):
+def test_without_a_front_end_it_is_a_picture(explorer, capsys):
     assert not explore.listening()
     still = np.asarray(Image.open(io.BytesIO(explorer.still().data)))
     assert still.shape[1] > still.shape[0] > 200
-    models, sources = explorer._models, explorer._sources
-    assert explore.explore(models, sources).data == explorer.still().data
+    explorer._ipython_display_()
+    assert "IPython.core.display.Image" in capsys.readouterr().out
+
+
+def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
+    config = RGFlowConfig(**TINY)
+    for name in ("msds1_laplace", "msds2_gaussian"):
+        checkpoints.save(RGFlow(config), Prior("laplace"), tmp_path / f"{name}.safetensors", {})
+    pictures = torch.randint(256, (5, 3, 32, 32)).byte()
+    split = SimpleNamespace(images=pictures)
+    monkeypatch.setattr(explore.datasets, "load", lambda *_: split)
+    explorer = explore.explore(tmp_path)
+    assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
+    assert explorer.fine.max == 4
 
 
 def test_seconds_names_every_picture(explorer):
