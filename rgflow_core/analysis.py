@@ -90,14 +90,31 @@ def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> dic
     return {"value": float(kurtosis(moments.mean(0))), "stderr": float(boot.std(ddof=1))}
 
 
+def effect(flow: RGFlow, z: Tensor, position: tuple[int, int, int]) -> Tensor:
+    """|dG(z)/dz_l|, colour summed, of the latent l at (channel, row, column): (B, L, L).
+
+    G gives the picture in [0, 1], not clipped; the derivative is forward mode and exact.
+    """
+    tangent = torch.zeros_like(z)
+    tangent[(slice(None), *position)] = 1
+
+    def generate(z: Tensor) -> Tensor:
+        return from_logit(flow.inverse(z)[0], clip=False)
+
+    with warnings.catch_warnings():
+        # torch's own forward-mode rules warn of torch's own deprecations.
+        warnings.simplefilter("ignore", FutureWarning)
+        _, derivative = torch.func.jvp(generate, (z,), (tangent,))
+    return derivative.abs().sum(1)
+
+
 def receptive_fields(
     model: PictureModel, level: int, latents: int, samples: int, seed: int = 0, batch: int = 128
 ) -> tuple[Tensor, Tensor]:
-    """RF_l = E_z |dG(z)/dz_l|, colour summed, for a random part of a level's latents.
+    """RF_l = E_z |dG(z)/dz_l| (:func:`effect`) for a random part of a level's latents.
 
-    G gives the picture in [0, 1], not clipped; the derivative is forward mode and exact, the
-    mean is over latents drawn from the prior at temperature 1, anew for each latent (Hu et al.,
-    receptive fields).
+    The mean is over latents drawn from the prior at temperature 1, anew for each latent (Hu et
+    al., receptive fields).
 
     Args:
         model: flow and prior.
@@ -119,20 +136,10 @@ def receptive_fields(
     generator = torch.Generator().manual_seed(seed)
     positions = candidates[torch.randperm(len(candidates), generator=generator)[:latents]]
 
-    def generate(z: Tensor) -> Tensor:
-        return from_logit(flow.inverse(z)[0], clip=False)
-
     maps = []
-    for k, (c, i, j) in enumerate(positions.tolist()):
-        rows = []
-        for part in model.latents(samples, seed=seed, start=k * samples).double().split(batch):
-            tangent = torch.zeros_like(part)
-            tangent[:, c, i, j] = 1
-            with warnings.catch_warnings():
-                # torch's own forward-mode rules warn of torch's own deprecations.
-                warnings.simplefilter("ignore", FutureWarning)
-                _, derivative = torch.func.jvp(generate, (part,), (tangent,))
-            rows.append(derivative.abs().sum(1))
+    for k, position in enumerate(positions.tolist()):
+        draws = model.latents(samples, seed=seed, start=k * samples).double()
+        rows = [effect(flow, part, position) for part in draws.split(batch)]
         maps.append(torch.cat(rows).unflatten(0, (2, -1)).mean(1))
     return torch.stack(maps, 1), positions
 
@@ -219,3 +226,51 @@ def mix(flow: RGFlow, fine: Tensor, coarse: Tensor, level: int) -> Tensor:
         raise ValueError(f"level must be from 0 to {flow.config.levels}, not {level}")
     mixed = flow.join(flow.split(fine)[:level] + flow.split(coarse)[level:])
     return from_logit(flow.inverse(mixed)[0])
+
+
+@torch.no_grad()
+def traverse(
+    flow: RGFlow, z: Tensor, positions: list[tuple[int, int, int]], values: Tensor
+) -> Tensor:
+    """Pictures in which one latent takes given values, all others staying.
+
+    Args:
+        flow: the flow.
+        z: latents (C, L, L) of one picture.
+        positions: channel, row and column of n latents.
+        values: (k,), one after the other in place of the latent.
+
+    Returns:
+        Pictures in [0, 1], (n, k, C, L, L).
+    """
+    moved = z.repeat(len(positions), len(values), 1, 1, 1)
+    for k, position in enumerate(positions):
+        moved[(k, slice(None), *position)] = values.to(z.dtype)
+    pictures = [from_logit(flow.inverse(part)[0]) for part in moved.flatten(0, 1).split(256)]
+    return torch.cat(pictures).unflatten(0, (len(positions), len(values)))
+
+
+def strongest(
+    flow: RGFlow, z: Tensor, level: int, count: int, reach: float = 2.0
+) -> list[tuple[int, int, int]]:
+    """The latents of a level along which pictures change most, strongest first.
+
+    Args:
+        flow: the flow.
+        z: latents (N, C, L, L) of the pictures that judge.
+        level: whose latents are compared.
+        count: how many of them to name.
+        reach: the change is the mean absolute difference of the pictures in which the latent is
+            ``reach`` and ``-reach``.
+
+    Returns:
+        Channel, row and column of each.
+    """
+    config = flow.config
+    here = lattice_levels(config.image_size, config.kernel) == level
+    positions = [tuple(p) for p in here.expand(config.shape).nonzero().tolist()]
+    ends = torch.tensor([-reach, reach])
+    change = sum(
+        traverse(flow, one, positions, ends).diff(dim=1).abs().flatten(1).mean(1) for one in z
+    )
+    return [positions[k] for k in change.argsort(descending=True, stable=True)[:count]]

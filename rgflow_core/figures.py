@@ -565,3 +565,136 @@ def cost_per_pixel(costs: dict[str, dict]) -> Figure:
         axis.set_xticks(range(len(costs)), list(costs), rotation=60, ha="right")
         axis.set_ylabel(label)
     return figure
+
+
+def temperature_split(
+    uniform: dict[str, list[dict]], split: dict[str, dict], floors: dict[str, dict]
+) -> Figure:
+    """Frechet distance against a uniform temperature, and that of the authors' split as a band.
+
+    Args:
+        uniform: of each model, ``temperature``, ``value`` and ``stderr`` of each point.
+        split: of each model, ``value`` and ``stderr``.
+        floors: of each set, those of real pictures against others.
+    """
+    figure, axes = _axes(1, len(floors), 3.4 * len(floors) + 0.4, 3.0)
+    for axis, (set_name, floor) in zip(axes[0], floors.items(), strict=True):
+        for name, points in uniform.items():
+            if not name.startswith(set_name):
+                continue
+            value, error = (np.array([p[key] for p in points]) for key in ("value", "stderr"))
+            t = [p["temperature"] for p in points]
+            prior = name.split("_")[1]
+            mark = "o-" if prior == "laplace" else "s--"
+            axis.errorbar(
+                t, value, 2 * error, fmt=mark, ms=4, color=COLOURS[prior], label=f"{prior}, uniform"
+            )
+            low, high = (split[name]["value"] + d * split[name]["stderr"] for d in (-2, 2))
+            axis.axhspan(
+                low, high, color=COLOURS[prior], alpha=0.3, label=f"{prior}, 0.2 at h = 0, else 0.8"
+            )
+        axis.axhline(floor["value"], ls=":", color="0.3", label="real against real pictures")
+        axis.set(xlabel="temperature", title=set_name, yscale="log")
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("Fréchet distance (own features)")
+    axes[0, 0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def resemblance(rows: dict[str, list[dict[str, dict]]]) -> Figure:
+    """How far mixtures have gone from the fine to the coarse source, factor by factor.
+
+    Args:
+        rows: of each model, from :func:`separation.resemblance`.
+    """
+    figure, axes = _axes(1, len(rows), 2.3 * len(rows) + 0.8, 2.8, sharey=True)
+    for axis, (name, levels) in zip(axes[0], rows.items(), strict=True):
+        at = range(len(levels))
+        for k, factor in enumerate(levels[0]):
+            value, error = (
+                np.array([r[factor][key] for r in levels]) for key in ("value", "stderr")
+            )
+            mark = ("o-", "s--", "^-.", "D:")[k]
+            axis.errorbar(at, value, 2 * error, fmt=mark, ms=4, color=f"C{k}", label=factor)
+        axis.set(xlabel="coarse source gives levels ≥ h", xticks=at)
+        axis.set_title(name.replace("_", ", "), fontsize=9)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6, frameon=False)
+    axes[0, 0].set_ylabel("from fine (0) to coarse (1) source")
+    return figure
+
+
+def mixing_grid(grid: np.ndarray, fine: np.ndarray, coarse: np.ndarray, title: str) -> Figure:
+    """Mixtures (rows, columns, L, L, 3): a fine source (L, L, 3) per row, a coarse one per column."""
+    rows, columns = grid.shape[:2]
+    figure, axes = _axes(rows + 1, columns + 1, 0.95 * (columns + 1), 0.95 * (rows + 1) + 0.5)
+    blank = np.full_like(fine[0], 255)
+    cells = [[blank, *coarse]] + [[f, *row] for f, row in zip(fine, grid, strict=True)]
+    for row, pictures in zip(axes, cells, strict=True):
+        for axis, drawn in zip(row, pictures, strict=True):
+            axis.imshow(drawn, interpolation="nearest")
+            _bare(axis)
+    axes[0, 0].text(0.5, 0.5, "coarse →\n\nfine ↓", ha="center", va="center", fontsize=8,
+                    transform=axes[0, 0].transAxes)  # fmt: skip
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def traversals(pictures: np.ndarray, values: np.ndarray, labels: list[str], title: str) -> Figure:
+    """Pictures (n, k, L, L, 3): a row per latent, whose value is above the column."""
+    rows, columns = pictures.shape[:2]
+    figure, axes = _axes(rows, columns, 0.95 * columns + 0.7, 0.95 * rows + 0.5)
+    for row, drawn, label in zip(axes, pictures, labels, strict=True):
+        for axis, one in zip(row, drawn, strict=True):
+            axis.imshow(one, interpolation="nearest")
+            _bare(axis)
+        row[0].set_ylabel(label, fontsize=7)
+    for axis, value in zip(axes[0], values, strict=True):
+        axis.set_title(f"{value:+.0f}", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+RESTORATIONS = {
+    "grey": ("0.6", "x:"),
+    "black": ("0.0", "+:"),
+    "interpolated": ("#7a5195", "d:"),
+    "search, cone": (COLOURS["laplace"], "o-"),
+    "latents of the cone": (COLOURS["gaussian"], "s-"),
+    "all latents": (COLOURS["gaussian"], "s--"),
+}
+
+
+def restoration(rows: dict[str, list[dict]]) -> Figure:
+    """Error on restored patches, and how many are as probable as the truth, against their edge.
+
+    Args:
+        rows: of each model, from :func:`inpaint.compare`, with the ``edge`` of the patch.
+    """
+    figure, axes = _axes(2, len(rows), 3.2 * len(rows) + 1.4, 4.6, sharex=True, sharey="row")
+    for column, (name, of) in zip(axes.T, rows.items(), strict=True):
+        for way, (colour, mark) in RESTORATIONS.items():
+            mine = [row for row in of if row["way"] == way]
+            edges = [row["edge"] for row in mine]
+            value, error = ([row["error"][key] for row in mine] for key in ("value", "stderr"))
+            style = {"color": colour, "ms": 5}
+            column[0].errorbar(edges, value, 2 * np.array(error), fmt=mark, label=way, **style)
+            column[1].plot(edges, [row["as_probable"] for row in mine], mark, **style)
+        column[0].set_title(name.replace("_", ", "), fontsize=9)
+        column[1].set(xlabel="edge of the patch / pixels", xticks=edges, ylim=(-0.05, 1.05))
+        for axis in column:
+            axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("error on the patch / bytes")
+    axes[1, 0].set_ylabel("share as probable\nas the true picture")
+    axes[0, -1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def restored_patches(pictures: dict[str, np.ndarray]) -> Figure:
+    """Rows: way of filling in (or the truth) -> pictures (N, L, L, 3)."""
+    figure, axes = _axes(len(pictures), 1, 6.5, 0.85 * len(pictures))
+    for axis, (way, drawn) in zip(axes[:, 0], pictures.items(), strict=True):
+        axis.imshow(_tile(drawn, len(drawn)), interpolation="nearest")
+        _bare(axis)
+        axis.set_ylabel(way, fontsize=8, rotation=0, ha="right", va="center")
+    return figure
