@@ -19,6 +19,8 @@ COLUMN, PAGE = 3.5, 7.0
 # and lines or hatches (of the set) do.
 COLOURS = {"laplace": "#e69f00", "gaussian": "#0072b2"}
 GREEN, GREY = "#009e73", "0.35"
+# Of things that are no priors.
+SERIES = ("#000000", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = {"laplace": "o", "gaussian": "s"}
 DPI = {"png": 200, "pdf": 300}
 plt.rcParams |= {
@@ -577,27 +579,25 @@ def temperature_split(
         split: of each model, ``value`` and ``stderr``.
         floors: of each set, those of real pictures against others.
     """
-    figure, axes = _axes(1, len(floors), 3.4 * len(floors) + 0.4, 3.0)
+    figure, axes = _axes(1, len(floors), _width(len(floors)), 2.8, sharey=True)
     for axis, (set_name, floor) in zip(axes[0], floors.items(), strict=True):
-        for name, points in uniform.items():
-            if not name.startswith(set_name):
-                continue
-            value, error = (np.array([p[key] for p in points]) for key in ("value", "stderr"))
-            t = [p["temperature"] for p in points]
-            prior = name.split("_")[1]
-            mark = "o-" if prior == "laplace" else "s--"
-            axis.errorbar(
-                t, value, 2 * error, fmt=mark, ms=4, color=COLOURS[prior], label=f"{prior}, uniform"
+        for name in (name for name in uniform if name.startswith(set_name)):
+            t, value, error = (
+                np.array([p[key] for p in uniform[name]])
+                for key in ("temperature", "value", "stderr")
             )
+            style = _line(name, one_set=True)
+            axis.errorbar(t, value, 2 * error, **style)
             low, high = (split[name]["value"] + d * split[name]["stderr"] for d in (-2, 2))
             axis.axhspan(
-                low, high, color=COLOURS[prior], alpha=0.3, label=f"{prior}, 0.2 at h = 0, else 0.8"
-            )
-        axis.axhline(floor["value"], ls=":", color="0.3", label="real against real pictures")
-        axis.set(xlabel="temperature", title=set_name, yscale="log")
-        axis.grid(alpha=0.3)
+                low, high, color=style["color"], alpha=0.4, linewidth=0,
+                hatch={"o": "////", "s": None}[style["marker"]], label=f"{style['label']}, split",
+            )  # fmt: skip
+        axis.axhline(floor["value"], ls=":", color=GREY, label="real pictures")
+        axis.set(xlabel="temperature", title=set_name.upper(), yscale="log", xticks=t)
+        axis.grid()
     axes[0, 0].set_ylabel("Fréchet distance (own features)")
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    _legend(figure, 2 + len(floors))
     return figure
 
 
@@ -607,61 +607,68 @@ def resemblance(rows: dict[str, list[dict[str, dict]]]) -> Figure:
     Args:
         rows: of each model, from :func:`separation.resemblance`.
     """
-    figure, axes = _axes(1, len(rows), 2.3 * len(rows) + 0.8, 2.8, sharey=True)
-    for axis, (name, levels) in zip(axes[0], rows.items(), strict=True):
-        at = range(len(levels))
+    across = min(2, len(rows))
+    down = -(-len(rows) // across)
+    figure, axes = _axes(down, across, across * COLUMN, 1.7 * down + 0.6, sharex=True, sharey=True)
+    for axis, (name, levels) in zip(axes.flat, rows.items(), strict=False):
         for k, factor in enumerate(levels[0]):
             value, error = (
                 np.array([r[factor][key] for r in levels]) for key in ("value", "stderr")
             )
-            mark = ("o-", "s--", "^-.", "D:")[k]
-            axis.errorbar(at, value, 2 * error, fmt=mark, ms=4, color=f"C{k}", label=factor)
-        axis.set(xlabel="coarse source gives levels ≥ h", xticks=at)
-        axis.set_title(name.replace("_", ", "), fontsize=9)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=6, frameon=False)
-    axes[0, 0].set_ylabel("from fine (0) to coarse (1) source")
+            style = {"color": SERIES[k], "marker": "os^D"[k], "ls": ("-", "--", "-.", ":")[k]}
+            at = _beside(k, len(levels[0]), len(levels))
+            axis.errorbar(at, value, 2 * error, label=factor, **style)
+        axis.set(title=title(name), xticks=range(len(levels)))
+        axis.grid()
+    for axis in axes[-1]:
+        axis.set_xlabel("levels ≥ h are of the coarse source: h")
+    figure.supylabel("nearness to the coarse source", fontsize=8)
+    _legend(figure, 2 * across)
     return figure
+
+
+def mixing_sheet(grid: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
+    """Mixtures (n, m, L, L, 3) with the coarse sources above and the fine ones to the left.
+
+    Returns:
+        ((n + 1) (m + 1), L, L, 3), row by row.
+    """
+    white = 255 if grid.dtype == np.uint8 else 1
+    head = np.concatenate([np.full_like(fine[:1], white), coarse])[None]
+    return np.concatenate([head, np.concatenate([fine[:, None], grid], 1)]).reshape(
+        -1, *fine.shape[1:]
+    )
 
 
 def mixing_grid(grid: np.ndarray, fine: np.ndarray, coarse: np.ndarray, title: str) -> Figure:
     """Mixtures (rows, columns, L, L, 3): a fine source (L, L, 3) per row, a coarse one per column."""
-    rows, columns = grid.shape[:2]
-    figure, axes = _axes(rows + 1, columns + 1, 0.95 * (columns + 1), 0.95 * (rows + 1) + 0.5)
-    blank = np.full_like(fine[0], 255)
-    cells = [[blank, *coarse]] + [[f, *row] for f, row in zip(fine, grid, strict=True)]
-    for row, pictures in zip(axes, cells, strict=True):
-        for axis, drawn in zip(row, pictures, strict=True):
-            axis.imshow(drawn, interpolation="nearest")
-            _bare(axis)
-    axes[0, 0].text(0.5, 0.5, "coarse →\n\nfine ↓", ha="center", va="center", fontsize=8,
-                    transform=axes[0, 0].transAxes)  # fmt: skip
-    figure.suptitle(title, fontsize=9)
-    return figure
+    sheet = {title: mixing_sheet(grid, fine, coarse)}
+    return picture_sheets(sheet, grid.shape[1] + 1, COLUMN)
 
 
 def traversals(pictures: np.ndarray, values: np.ndarray, labels: list[str], title: str) -> Figure:
     """Pictures (n, k, L, L, 3): a row per latent, whose value is above the column."""
     rows, columns = pictures.shape[:2]
-    figure, axes = _axes(rows, columns, 0.95 * columns + 0.7, 0.95 * rows + 0.5)
+    edge = (PAGE - 1) / columns
+    figure, axes = _axes(rows, columns, PAGE, edge * rows + 0.5)
     for row, drawn, label in zip(axes, pictures, labels, strict=True):
         for axis, one in zip(row, drawn, strict=True):
             axis.imshow(one, interpolation="nearest")
             _bare(axis)
-        row[0].set_ylabel(label, fontsize=7)
+        row[0].set_ylabel(label.replace(", ", "\n"))
     for axis, value in zip(axes[0], values, strict=True):
-        axis.set_title(f"{value:+.0f}", fontsize=8)
-    figure.suptitle(title, fontsize=9)
+        axis.set_title(f"{value:+.0f}")
+    figure.suptitle(title, fontsize=8)
     return figure
 
 
 RESTORATIONS = {
-    "grey": ("0.6", "x:"),
-    "black": ("0.0", "+:"),
-    "interpolated": ("#7a5195", "d:"),
-    "search, cone": (COLOURS["laplace"], "o-"),
-    "latents of the cone": (COLOURS["gaussian"], "s-"),
-    "all latents": (COLOURS["gaussian"], "s--"),
+    "grey": (GREY, "x:"),
+    "black": ("black", "+:"),
+    "interpolated": (SERIES[3], "d:"),
+    "search, cone": (SERIES[1], "o-"),
+    "latents of the cone": (SERIES[0], "s-"),
+    "all latents": (SERIES[0], "s--"),
 }
 
 
@@ -671,30 +678,30 @@ def restoration(rows: dict[str, list[dict]]) -> Figure:
     Args:
         rows: of each model, from :func:`inpaint.compare`, with the ``edge`` of the patch.
     """
-    figure, axes = _axes(2, len(rows), 3.2 * len(rows) + 1.4, 4.6, sharex=True, sharey="row")
+    figure, axes = _axes(2, len(rows), _width(len(rows)), 4.2, sharex=True, sharey="row")
     for column, (name, of) in zip(axes.T, rows.items(), strict=True):
         for way, (colour, mark) in RESTORATIONS.items():
             mine = [row for row in of if row["way"] == way]
             edges = [row["edge"] for row in mine]
             value, error = ([row["error"][key] for row in mine] for key in ("value", "stderr"))
-            style = {"color": colour, "ms": 5}
-            column[0].errorbar(edges, value, 2 * np.array(error), fmt=mark, label=way, **style)
-            column[1].plot(edges, [row["as_probable"] for row in mine], mark, **style)
-        column[0].set_title(name.replace("_", ", "), fontsize=9)
+            column[0].errorbar(edges, value, 2 * np.array(error), fmt=mark, color=colour, label=way)
+            column[1].plot(edges, [row["as_probable"] for row in mine], mark, color=colour)
+        column[0].set_title(title(name))
         column[1].set(xlabel="edge of the patch / pixels", xticks=edges, ylim=(-0.05, 1.05))
         for axis in column:
-            axis.grid(alpha=0.3)
+            axis.grid()
     axes[0, 0].set_ylabel("error on the patch / bytes")
     axes[1, 0].set_ylabel("share as probable\nas the true picture")
-    axes[0, -1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    _legend(figure, 2 if len(rows) == 1 else 3)
     return figure
 
 
 def restored_patches(pictures: dict[str, np.ndarray]) -> Figure:
     """Rows: way of filling in (or the truth) -> pictures (N, L, L, 3)."""
-    figure, axes = _axes(len(pictures), 1, 6.5, 0.85 * len(pictures))
+    edge, count = 0.7, len(next(iter(pictures.values())))
+    figure, axes = _axes(len(pictures), 1, edge * (2 + count), edge * len(pictures))
     for axis, (way, drawn) in zip(axes[:, 0], pictures.items(), strict=True):
         axis.imshow(_tile(drawn, len(drawn)), interpolation="nearest")
         _bare(axis)
-        axis.set_ylabel(way, fontsize=8, rotation=0, ha="right", va="center")
+        axis.set_ylabel(way, rotation=0, ha="right", va="center")
     return figure

@@ -214,7 +214,8 @@ def summary(results: dict, published: dict, entries: list[dict]) -> str:
         for name, of in fields["growth"].items()
     )
     scores = ", ".join(
-        f"{of['trained']:.2f} ({study.title(name)}; untrained {of['untrained']:.2f})"
+        f"{of['trained']:.2f} ({of['interval'][0]:.2f} … {of['interval'][1]:.2f}; "
+        f"{study.title(name)}; untrained {of['untrained']:.2f})"
         for name, of in space["scores"].items()
     )
     # The first factor is the global one.

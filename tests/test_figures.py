@@ -18,6 +18,11 @@ POINTS = [{"temperature": t, "value": 2.0 - t, "spread": 0.01} for t in (0.5, 1.
 AREA = {"area": 30.0, "stderr": 1.0, "cone": 64.0, "difference": 20.0}
 FACTORS = {f"{kind} of it": ESTIMATE for kind in ("global colour", "position", "angle", "colour")}
 MEASURES = {m: ESTIMATE for m in ("hoyer", "near_zero", "kolmogorov", "rotation")}
+RESTORED = [
+    {"edge": edge, "way": way, "error": ESTIMATE, "as_probable": 0.5}
+    for edge in (2, 4, 8)
+    for way in figures.RESTORATIONS
+]
 BARS = [
     {"label": f"{n}: lean nlsq, 1.8 M, ours", "prior": p, "source": source, "bpd": 1.3, "stderr": e}
     for n, p, source, e in (
@@ -80,6 +85,19 @@ DRAWN = {
         {k: [AREA] * 4 for k in n}, {"sizes": [8, 16, 512], "pixel": [64.0, 112.0, 905.0]}
     ),
     "factor_maps": lambda n: figures.factor_maps({k: [FACTORS] * 4 for k in n}, "R²", 1.0),
+    "temperature_split": lambda n: figures.temperature_split(
+        {k: [p | ESTIMATE for p in POINTS] for k in n},
+        {k: ESTIMATE for k in n},
+        {k.split("_")[0]: ESTIMATE for k in n},
+    ),
+    "resemblance": lambda n: figures.resemblance({k: [FACTORS] * 5 for k in n}),
+    "mixing_grid": lambda n: figures.mixing_grid(
+        pictures(4, 4, 8, 8), pictures(4, 8, 8), pictures(4, 8, 8), "MSDS1, Laplace"
+    ),
+    "traversals": lambda n: figures.traversals(
+        pictures(3, 7, 8, 8), np.arange(-3, 4), ["colour 0, at (16, 24)"] * 3, "MSDS1, Laplace"
+    ),
+    "restoration": lambda n: figures.restoration({k: RESTORED for k in n[::2]}),
     "receptive_field_maps": lambda n: figures.receptive_field_maps(fields(), 4),
     "receptive_field_areas": lambda n: figures.receptive_field_areas({k: [AREA] * 4 for k in n}),
     "generation": lambda n: figures.generation([pictures(4, e, e) for e in (4, 8, 16, 32)]),
