@@ -393,7 +393,7 @@ def sparsity_panels(rows: dict[str, list[dict]], references: dict[str, dict]) ->
 
 def correlation_maps(tops: dict[str, np.ndarray], means: dict[str, np.ndarray]) -> Figure:
     """Of each model: correlations of the top level's latents, and means of |r| over levels."""
-    figure, axes = _axes(2, len(tops), COLUMN if len(tops) < 3 else PAGE, 3.6)
+    figure, axes = _axes(2, len(tops), _width(len(tops)), 3.6)
     peak = max(float(np.nanmax(m)) for m in means.values())
     for (top, bottom), name in zip(axes.T, tops, strict=True):
         signed = top.imshow(tops[name], cmap="RdBu_r", vmin=-1, vmax=1)
@@ -474,8 +474,12 @@ def receptive_field_maps(maps: dict[str, np.ndarray], levels: int) -> Figure:
     shown = 5
     figure, axes = _axes(levels, shown + 1, PAGE, 1.12 * levels + 0.2)
     for row, h in zip(axes, reversed(range(levels)), strict=True):
-        for axis, field in zip(row, [*maps[f"h{h}"][:shown], maps[f"h{h}/centred"]], strict=True):
+        for axis, field in [
+            *zip(row, maps[f"h{h}"][:shown], strict=False),
+            (row[-1], maps[f"h{h}/centred"]),
+        ]:
             image = axis.imshow(field / field.max(), cmap="magma", interpolation="nearest", vmin=0)
+        for axis in row:
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(f"h = {h}")
     for k in range(shown):

@@ -67,6 +67,9 @@ ul { padding-left: 1.5rem; }
   .table { overflow: visible; }
   table { font-size: 8pt; }
   td, th { padding: 1mm 1.5mm; }
+  table:has(th:nth-child(6)) :is(td:nth-child(2), td:nth-child(3)) { min-width: 25mm; }
+  table:has(th:nth-child(6)) td:nth-child(4) { min-width: 34mm; }
+  table:has(th:nth-child(6)) td:nth-child(6) { min-width: 36mm; }
   thead { display: table-header-group; }
   p { orphans: 3; widows: 3; }
   .new-page { break-before: page; }

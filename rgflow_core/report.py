@@ -317,6 +317,7 @@ def show(folder: str | Path, name: str, figure: Figure, rows: list[dict], captio
     figures.save(figure, folder, name, rows)
     figures.plt.close(figure)
     width = figure.get_figwidth()
+    # On a screen a fifth larger than in print, where 96 pixels are an inch.
     picture = Image(
         filename=f"{folder}/{name}.png", width=int(115 * width), alt=caption.split(".")[0].strip("*"),
         unconfined=bool(width > figures.COLUMN),
