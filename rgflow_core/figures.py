@@ -443,7 +443,7 @@ def temperature_split(
         split: of each model, ``value`` and ``stderr``.
         floors: of each set, those of real pictures against others.
     """
-    figure, axes = _axes(1, len(floors), 3.4 * len(floors) + 0.4, 3.0)
+    figure, axes = _axes(1, len(floors), 3.0 * len(floors) + 1.8, 3.0)
     for axis, (set_name, floor) in zip(axes[0], floors.items(), strict=True):
         for name, points in uniform.items():
             if not name.startswith(set_name):
@@ -463,7 +463,7 @@ def temperature_split(
         axis.set(xlabel="temperature", title=set_name, yscale="log")
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("Fréchet distance (own features)")
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[0, -1].legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -527,7 +527,7 @@ RESTORATIONS = {
     "interpolated": ("#7a5195", "d:"),
     "search, cone": (COLOURS["laplace"], "o-"),
     "latents of the cone": (COLOURS["gaussian"], "s-"),
-    "all latents": (COLOURS["gaussian"], "s--"),
+    "all latents": (COLOURS["gaussian"], "v--"),
 }
 
 
@@ -558,9 +558,66 @@ def restoration(rows: dict[str, list[dict]]) -> Figure:
 
 def restored_patches(pictures: dict[str, np.ndarray]) -> Figure:
     """Rows: way of filling in (or the truth) -> pictures (N, L, L, 3)."""
-    figure, axes = _axes(len(pictures), 1, 6.5, 0.85 * len(pictures))
+    figure, axes = _axes(len(pictures), 1, 6.5, 0.66 * len(pictures))
     for axis, (way, drawn) in zip(axes[:, 0], pictures.items(), strict=True):
         axis.imshow(_tile(drawn, len(drawn)), interpolation="nearest")
         _bare(axis)
         axis.set_ylabel(way, fontsize=8, rotation=0, ha="right", va="center")
+    return figure
+
+
+def drawn_cones(maps: dict[str, np.ndarray], levels: int) -> Figure:
+    """Above: one latent's field at each level, on a logarithmic scale, within its causal cone.
+
+    Below: positions that a change of the picture's middle touches in inference, level by level.
+    ``maps`` holds ``hH`` (n, L, L), ``hH/cone`` (L, L) of the first of these, and ``inference/hH``
+    (L, L).
+    """
+    figure, axes = _axes(2, levels, 1.9 * levels + 0.9, 4.2)
+    for h in range(levels):
+        field = maps[f"h{h}"][0] / maps[f"h{h}"][0].max()
+        image = axes[0, h].imshow(
+            np.log10(np.maximum(field, 1e-6)),
+            cmap="magma",
+            vmin=-4,
+            vmax=0,
+            interpolation="nearest",
+        )
+        axes[0, h].contour(maps[f"h{h}/cone"], levels=[0.5], colors="cyan", linewidths=1)
+        axes[0, h].set_title(f"h = {h}", fontsize=9)
+        touched = maps[f"inference/h{h}"]
+        axes[1, h].imshow(touched, cmap="Greys", vmin=0, vmax=1.4, interpolation="nearest")
+        axes[1, h].set_xlabel(f"{int(touched.sum())} positions", fontsize=8)
+        for axis in axes[:, h]:
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("generation:\nfield, cone")
+    axes[1, 0].set_ylabel("inference:\ntouched")
+    figure.colorbar(image, ax=axes[0].tolist(), label="log10 of E|∂G/∂z|\nover its maximum")
+    return figure
+
+
+def field_radii(areas: dict[str, list[dict]]) -> Figure:
+    """Root mean square radius of receptive fields against the level, and that of their cones."""
+    figure, axes = _axes(1, 1, 4.8, 3.2)
+    axis = axes[0, 0]
+    for name, rows in areas.items():
+        at = range(len(rows))
+        mean, error = (np.array([row[key] for row in rows]) for key in ("radius", "radius_stderr"))
+        line = "o-" if "msds1" in name else "s--"
+        colour = COLOURS[name.split("_")[1]]
+        axis.errorbar(
+            at,
+            mean,
+            2 * error,
+            fmt=line,
+            ms=4,
+            capsize=3,
+            color=colour,
+            label=name.replace("_", ", "),
+        )
+    axis.plot(at, [row["cone_radius"] for row in rows], "-", color="0.3", label="causal cone")
+    axis.plot(at, mean[0] * 2.0 ** np.array(at), "k:", lw=1, label="doubles each level")
+    axis.set(yscale="log", xlabel="RG level (0 is the finest)", ylabel="radius / pixels", xticks=at)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, frameon=False)
     return figure
