@@ -24,7 +24,8 @@ EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, si
 	temperatures: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], fakes: 500, angles: 131072}
 SPARSITY := {images: 2000, rotations: 4}
 FIELDS := {latents: 12, samples: 32}
-LATENT := {pairs: 3, probed: 4000, changed: 400}
+LATENT := {uniform: [0.5, 0.7, 0.8, 0.9, 1.0, 1.1], fakes: 200, repeats: 3, real: 1000, mixed: 100, \
+	traversed: 6, judges: 4, probed: 3000, changed: 200, restored: 8, search_steps: 60, descent_steps: 30}
 ifeq ($(PROFILE),smoke)
 SETS := msds1
 DATA := {sets: [msds1], images: 200, full: false}
@@ -184,14 +185,20 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/bench
 	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
 
 # --- For developers -----------------------------------------------------------------------------
-.PHONY: test notebooks lab clean
-test notebooks: export OMP_NUM_THREADS = $(CORES)
+.PHONY: test test-browser notebooks lab clean
+test test-browser notebooks: export OMP_NUM_THREADS = $(CORES)
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest tests
 	rm -rf runs/notebooks
 	$(PYTHON) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+# The explorer's sliders in JupyterLab, in a real browser.
+test-browser: $(SETUP)  ## Move sliders of notebook 06 in headless Chromium
+	@for program in chromium chromedriver; do command -v $$program >/dev/null || \
+		{ echo "error: test-browser needs $$program, which is not installed (Debian: apt-get install chromium chromium-driver)" >&2; exit 2; }; done
+	$(PYTHON) -m pytest tests/test_browser.py -m browser -s
 
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks

@@ -203,6 +203,25 @@ def area(maps: Tensor, fraction: float = 0.9) -> Tensor:
     return torch.where(total[:, 0] > 0, (sums < fraction * total).sum(1) + 1, 0)
 
 
+def radius(maps: Tensor) -> Tensor:
+    """Root mean square distance of each map (n, L, L) from its centre, in pixels: (n,).
+
+    The lattice is periodic: the centre is the circular mean, distances go the shorter way. A map
+    spread evenly over the picture has L / sqrt(6); a map of zeros has 0.
+    """
+    size = maps.shape[-1]
+    at = torch.arange(size, dtype=torch.float64)
+    squares = 0.0
+    for dim in (1, 2):
+        weights = maps.double().sum(dim)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)
+        turn = torch.exp(2j * math.pi * at / size)
+        centre = (weights * turn).sum(1).angle() * size / (2 * math.pi)
+        away = (at - centre[:, None] + size / 2) % size - size / 2
+        squares = squares + (weights * away.square()).sum(1)
+    return squares.sqrt()
+
+
 @torch.no_grad()
 def generation_steps(flow: RGFlow, z: Tensor) -> list[Tensor]:
     """Pictures in [0, 1] after each level of generation, coarse to fine: (B, C, l, l) each."""

@@ -672,7 +672,7 @@ RESTORATIONS = {
     "interpolated": (SERIES[3], "d:"),
     "search, cone": (SERIES[1], "o-"),
     "latents of the cone": (SERIES[0], "s-"),
-    "all latents": (SERIES[0], "s--"),
+    "all latents": (SERIES[0], "v--"),
 }
 
 
@@ -708,4 +708,47 @@ def restored_patches(pictures: dict[str, np.ndarray]) -> Figure:
         axis.imshow(_tile(drawn, len(drawn)), interpolation="nearest")
         _bare(axis)
         axis.set_ylabel(way, rotation=0, ha="right", va="center")
+    return figure
+
+
+def drawn_cones(maps: dict[str, np.ndarray], levels: int) -> Figure:
+    """Above: one latent's field at each level, on a logarithmic scale, within its causal cone.
+
+    Below: positions that a change of the picture's middle touches in inference, level by level.
+    ``maps`` holds ``hH`` (n, L, L), ``hH/cone`` (L, L) of the first of these, and ``inference/hH``
+    (L, L).
+    """
+    figure, axes = _axes(2, levels, PAGE, 3.6)
+    for h, (above, below) in enumerate(axes.T):
+        field = maps[f"h{h}"][0] / maps[f"h{h}"][0].max()
+        logarithm = np.log10(np.maximum(field, 1e-6))
+        image = above.imshow(logarithm, cmap="magma", vmin=-4, vmax=0, interpolation="nearest")
+        above.contour(maps[f"h{h}/cone"], levels=[0.5], colors="white", linewidths=0.8)
+        above.set_title(f"h = {h}")
+        touched = maps[f"inference/h{h}"]
+        below.imshow(touched, cmap="Greys", vmin=0, vmax=1.4, interpolation="nearest")
+        below.set_xlabel(f"{int(touched.sum())} positions")
+        for axis in (above, below):
+            axis.set(xticks=[], yticks=[])
+    axes[0, 0].set_ylabel("generation:\nfield, cone")
+    axes[1, 0].set_ylabel("inference:\ntouched")
+    figure.colorbar(image, ax=axes[0].tolist(), label="log10 of E|∂G/∂z|\nover its maximum")
+    return figure
+
+
+def field_radii(areas: dict[str, list[dict]]) -> Figure:
+    """Root mean square radius of receptive fields against the level, and that of their cones."""
+    figure, axes = _axes(1, 1, COLUMN, 2.8)
+    axis = axes[0, 0]
+    for k, (name, rows) in enumerate(areas.items()):
+        mean, error = (np.array([row[key] for row in rows]) for key in ("radius", "radius_stderr"))
+        axis.errorbar(_beside(k, len(areas), len(rows)), mean, 2 * error, **_line(name))
+    at = np.arange(len(rows))
+    axis.plot(at, [row["cone_radius"] for row in rows], "^-", color="black", label="causal cone")
+    start = np.mean([rows[0]["radius"] for rows in areas.values()])
+    axis.plot(at, start * 2.0**at, "k:", lw=0.8, label="doubles each level")
+    axis.set(yscale="log", ylabel="effective radius / pixels")
+    _levels(axis, len(rows))
+    axis.grid()
+    _legend(figure)
     return figure

@@ -135,3 +135,16 @@ def test_strongest_latents_change_the_picture_most(model):
         for one in z
     ]
     assert (sum(change).diff() <= 0).all()
+
+
+def test_radius_of_known_maps():
+    maps = torch.zeros(4, 32, 32)
+    maps[0, 31, 5] = 3.0  # one pixel
+    maps[1, [0, 31], 7] = 1.0  # two pixels across the edge
+    maps[2] = 1.0
+    assert analysis.radius(maps)[:2].tolist() == pytest.approx([0, 0.5], abs=1e-6)
+    assert analysis.radius(maps)[2].item() == pytest.approx(32 / 6**0.5, rel=0.01)
+    assert analysis.radius(maps)[3] == 0
+    square = torch.zeros(1, 32, 32)
+    square[0, :8, :8] = 1.0
+    assert torch.allclose(analysis.radius(square.roll((-3, -3), (1, 2))), analysis.radius(square))

@@ -16,6 +16,7 @@ PUBLISHED = {"system": "IGF23", "bpd": {s: {"laplace": 1.9, "gaussian": 1.8} for
 CURVE = {"images": [1000, 2000, 300_000], "bpd": [3.0, 2.0, 1.2], "stderr": [0.01] * 3}
 POINTS = [{"temperature": t, "value": 2.0 - t, "spread": 0.01} for t in (0.5, 1.0)]
 AREA = {"area": 30.0, "stderr": 1.0, "cone": 64.0, "difference": 20.0}
+AREA |= {"radius": 3.0, "radius_stderr": 0.1, "cone_radius": 4.0}
 FACTORS = {f"{kind} of it": ESTIMATE for kind in ("global colour", "position", "angle", "colour")}
 MEASURES = {m: ESTIMATE for m in ("hoyer", "near_zero", "kolmogorov", "rotation")}
 RESTORED = [
@@ -51,7 +52,9 @@ def densities(names):
 
 def fields():
     single = {f"h{h}": RNG.random((5, 8, 8)) for h in range(4)}
-    return single | {f"h{h}/centred": RNG.random((8, 8)) for h in range(4)}
+    for key in ("h{}/centred", "h{}/cone", "inference/h{}"):
+        single |= {key.format(h): RNG.random((8, 8)) for h in range(4)}
+    return single
 
 
 DRAWN = {
@@ -90,6 +93,8 @@ DRAWN = {
         {k: ESTIMATE for k in n},
         {k.split("_")[0]: ESTIMATE for k in n},
     ),
+    "drawn_cones": lambda n: figures.drawn_cones(fields(), 4),
+    "field_radii": lambda n: figures.field_radii({k: [AREA] * 4 for k in n}),
     "resemblance": lambda n: figures.resemblance({k: [FACTORS] * 5 for k in n}),
     "mixing_grid": lambda n: figures.mixing_grid(
         pictures(4, 4, 8, 8), pictures(4, 8, 8), pictures(4, 8, 8), "MSDS1, Laplace"
