@@ -24,7 +24,8 @@ EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, si
 	temperatures: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], fakes: 500, angles: 131072}
 SPARSITY := {images: 2000, rotations: 4}
 FIELDS := {latents: 12, samples: 32}
-LATENT := {pairs: 3, probed: 4000, changed: 400}
+LATENT := {uniform: [0.5, 0.7, 0.8, 0.9, 1.0, 1.1], fakes: 200, repeats: 3, real: 1000, mixed: 100, \
+	traversed: 6, judges: 4, probed: 3000, changed: 200, restored: 8, search_steps: 60, descent_steps: 30}
 ifeq ($(PROFILE),smoke)
 SETS := msds1
 DATA := {sets: [msds1], images: 200, full: false}
@@ -112,7 +113,7 @@ setup: $(SETUP)  ## Make .venv from requirements.lock (part of every target)
 ifeq ($(PROFILE),default)
 reproduce: figures/results.json  ## Regenerate every number and figure (PROFILE=default)
 	@$(PYTHON) -m rgflow_core.reference check figures/results.json figures/reference.json $(R)/comparison.csv
-	@echo "Done: report $(R)/report.html, numbers and figures in figures/"
+	@echo "Done: report figures/report.html, numbers and figures in figures/"
 else ifeq ($(PROFILE),study)
 # Their records name runs; those there are kept. Then the default profile, on what they left.
 RECORDS := $(shell sed -n 's|^      "\([a-z0-9_]*\)":.*|data/records/\1.json|p' data/runs.json)
@@ -146,18 +147,27 @@ $(eval $(call analysis,04_sparsity,SPARSITY,npz))
 $(eval $(call analysis,05_receptive_fields,FIELDS,npz))
 $(eval $(call analysis,06_latent_space,LATENT,npz))
 
-FIGURES := $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.ipynb)
-FIGURES := $(FIGURES:%=$(R)/figures/%.png) $(FIGURES:%=$(R)/figures/%.pdf)
+# Two figures are drawn only where runs have records.
+FIGURES := $(sort $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.ipynb))
+ifeq ($(wildcard data/records/msds*_seed*.json),)
+FIGURES := $(filter-out %_seeds,$(FIGURES))
+endif
+ifeq ($(wildcard data/records/ablation_unchanged_*.json),)
+FIGURES := $(filter-out %_ablations,$(FIGURES))
+endif
+FIGURES := $(foreach kind,png pdf csv,$(FIGURES:%=$(R)/figures/%.$(kind)))
 $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) &: notebooks/07_figures.ipynb $(STORED) $(CORE)
 	$(call run,07_figures,{profile: $(PROFILE)})
 
-$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core/report.py
-	@$(PYTHON) -m rgflow_core.report html $< $@
+# And report.pdf, where a Chromium is installed.
+$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core/page.py
+	@$(PYTHON) -m rgflow_core.page $< $@
 
 # Only the default profile writes to figures/ and README's table.
 figures/results.json: $(R)/report.html
 	@mkdir -p figures
-	@cp $(FIGURES) figures/
+	@rm -f figures/fig* figures/report.*
+	@cp $(FIGURES) $(R)/report.* figures/
 	@$(PYTHON) -m rgflow_core.report results $(R)/results.json README.md
 	@cp $(R)/results.json figures/
 
@@ -176,14 +186,20 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/bench
 	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
 
 # --- For developers -----------------------------------------------------------------------------
-.PHONY: test notebooks lab clean
-test notebooks: export OMP_NUM_THREADS = $(CORES)
+.PHONY: test test-browser notebooks lab clean
+test test-browser notebooks: export OMP_NUM_THREADS = $(CORES)
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m pytest tests
 	rm -rf runs/notebooks
 	$(PYTHON) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+# The explorer's sliders in JupyterLab, in a real browser.
+test-browser: $(SETUP)  ## Move sliders of notebook 06 in headless Chromium
+	@for program in chromium chromedriver; do command -v $$program >/dev/null || \
+		{ echo "error: test-browser needs $$program, which is not installed (Debian: apt-get install chromium chromium-driver)" >&2; exit 2; }; done
+	$(PYTHON) -m pytest tests/test_browser.py -m browser -s
 
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks

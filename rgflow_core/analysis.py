@@ -90,14 +90,31 @@ def excess_kurtosis(latents: Tensor, resamples: int = 200, seed: int = 0) -> dic
     return {"value": float(kurtosis(moments.mean(0))), "stderr": float(boot.std(ddof=1))}
 
 
+def effect(flow: RGFlow, z: Tensor, position: tuple[int, int, int]) -> Tensor:
+    """|dG(z)/dz_l|, colour summed, of the latent l at (channel, row, column): (B, L, L).
+
+    G gives the picture in [0, 1], not clipped; the derivative is forward mode and exact.
+    """
+    tangent = torch.zeros_like(z)
+    tangent[(slice(None), *position)] = 1
+
+    def generate(z: Tensor) -> Tensor:
+        return from_logit(flow.inverse(z)[0], clip=False)
+
+    with warnings.catch_warnings():
+        # torch's own forward-mode rules warn of torch's own deprecations.
+        warnings.simplefilter("ignore", FutureWarning)
+        _, derivative = torch.func.jvp(generate, (z,), (tangent,))
+    return derivative.abs().sum(1)
+
+
 def receptive_fields(
     model: PictureModel, level: int, latents: int, samples: int, seed: int = 0, batch: int = 128
 ) -> tuple[Tensor, Tensor]:
-    """RF_l = E_z |dG(z)/dz_l|, colour summed, for a random part of a level's latents.
+    """RF_l = E_z |dG(z)/dz_l| (:func:`effect`) for a random part of a level's latents.
 
-    G gives the picture in [0, 1], not clipped; the derivative is forward mode and exact, the
-    mean is over latents drawn from the prior at temperature 1, anew for each latent (Hu et al.,
-    receptive fields).
+    The mean is over latents drawn from the prior at temperature 1, anew for each latent (Hu et
+    al., receptive fields).
 
     Args:
         model: flow and prior.
@@ -119,20 +136,10 @@ def receptive_fields(
     generator = torch.Generator().manual_seed(seed)
     positions = candidates[torch.randperm(len(candidates), generator=generator)[:latents]]
 
-    def generate(z: Tensor) -> Tensor:
-        return from_logit(flow.inverse(z)[0], clip=False)
-
     maps = []
-    for k, (c, i, j) in enumerate(positions.tolist()):
-        rows = []
-        for part in model.latents(samples, seed=seed, start=k * samples).double().split(batch):
-            tangent = torch.zeros_like(part)
-            tangent[:, c, i, j] = 1
-            with warnings.catch_warnings():
-                # torch's own forward-mode rules warn of torch's own deprecations.
-                warnings.simplefilter("ignore", FutureWarning)
-                _, derivative = torch.func.jvp(generate, (part,), (tangent,))
-            rows.append(derivative.abs().sum(1))
+    for k, position in enumerate(positions.tolist()):
+        draws = model.latents(samples, seed=seed, start=k * samples).double()
+        rows = [effect(flow, part, position) for part in draws.split(batch)]
         maps.append(torch.cat(rows).unflatten(0, (2, -1)).mean(1))
     return torch.stack(maps, 1), positions
 
@@ -196,6 +203,25 @@ def area(maps: Tensor, fraction: float = 0.9) -> Tensor:
     return torch.where(total[:, 0] > 0, (sums < fraction * total).sum(1) + 1, 0)
 
 
+def radius(maps: Tensor) -> Tensor:
+    """Root mean square distance of each map (n, L, L) from its centre, in pixels: (n,).
+
+    The lattice is periodic: the centre is the circular mean, distances go the shorter way. A map
+    spread evenly over the picture has L / sqrt(6); a map of zeros has 0.
+    """
+    size = maps.shape[-1]
+    at = torch.arange(size, dtype=torch.float64)
+    squares = 0.0
+    for dim in (1, 2):
+        weights = maps.double().sum(dim)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)
+        turn = torch.exp(2j * math.pi * at / size)
+        centre = (weights * turn).sum(1).angle() * size / (2 * math.pi)
+        away = (at - centre[:, None] + size / 2) % size - size / 2
+        squares = squares + (weights * away.square()).sum(1)
+    return squares.sqrt()
+
+
 @torch.no_grad()
 def generation_steps(flow: RGFlow, z: Tensor) -> list[Tensor]:
     """Pictures in [0, 1] after each level of generation, coarse to fine: (B, C, l, l) each."""
@@ -219,3 +245,51 @@ def mix(flow: RGFlow, fine: Tensor, coarse: Tensor, level: int) -> Tensor:
         raise ValueError(f"level must be from 0 to {flow.config.levels}, not {level}")
     mixed = flow.join(flow.split(fine)[:level] + flow.split(coarse)[level:])
     return from_logit(flow.inverse(mixed)[0])
+
+
+@torch.no_grad()
+def traverse(
+    flow: RGFlow, z: Tensor, positions: list[tuple[int, int, int]], values: Tensor
+) -> Tensor:
+    """Pictures in which one latent takes given values, all others staying.
+
+    Args:
+        flow: the flow.
+        z: latents (C, L, L) of one picture.
+        positions: channel, row and column of n latents.
+        values: (k,), one after the other in place of the latent.
+
+    Returns:
+        Pictures in [0, 1], (n, k, C, L, L).
+    """
+    moved = z.repeat(len(positions), len(values), 1, 1, 1)
+    for k, position in enumerate(positions):
+        moved[(k, slice(None), *position)] = values.to(z.dtype)
+    pictures = [from_logit(flow.inverse(part)[0]) for part in moved.flatten(0, 1).split(256)]
+    return torch.cat(pictures).unflatten(0, (len(positions), len(values)))
+
+
+def strongest(
+    flow: RGFlow, z: Tensor, level: int, count: int, reach: float = 2.0
+) -> list[tuple[int, int, int]]:
+    """The latents of a level along which pictures change most, strongest first.
+
+    Args:
+        flow: the flow.
+        z: latents (N, C, L, L) of the pictures that judge.
+        level: whose latents are compared.
+        count: how many of them to name.
+        reach: the change is the mean absolute difference of the pictures in which the latent is
+            ``reach`` and ``-reach``.
+
+    Returns:
+        Channel, row and column of each.
+    """
+    config = flow.config
+    here = lattice_levels(config.image_size, config.kernel) == level
+    positions = [tuple(p) for p in here.expand(config.shape).nonzero().tolist()]
+    ends = torch.tensor([-reach, reach])
+    change = sum(
+        traverse(flow, one, positions, ends).diff(dim=1).abs().flatten(1).mean(1) for one in z
+    )
+    return [positions[k] for k in change.argsort(descending=True, stable=True)[:count]]

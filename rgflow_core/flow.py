@@ -296,6 +296,26 @@ class BlockBijection(nn.Module):
             for p in pairs
         )
 
+    def update(self, grid: Tensor, marked: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`forward` where only the blocks that hold a marked site are run.
+
+        Args:
+            grid: (B, C, l, l).
+            marked: sites that differ from another grid, bool (B, l, l).
+            before: what :meth:`forward` gave for that grid, (B, C, l, l).
+
+        Returns:
+            The output; the log-determinant of the blocks that were run, (B,); and the sites of
+            these blocks, bool (B, l, l).
+        """
+        blocks, out = self._blocks(grid), self._blocks(before).clone()
+        chosen = self._blocks(marked[:, None].expand(grid.shape)).any(1)
+        out[chosen], log_det = self._run_blocks(blocks[chosen], inverse=False)
+        picture = chosen.nonzero()[:, 0] // (len(blocks) // len(grid))
+        total = log_det.new_zeros(len(grid)).index_add(0, picture, log_det)
+        grown = self._grid(chosen[:, None].expand(blocks.shape), grid.shape)[:, 0]
+        return self._grid(out, grid.shape), total, grown
+
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Grid (B, C, l, l) to grid of the same shape and log-determinant (B,)."""
         return self._run(grid, inverse=False)
@@ -315,7 +335,7 @@ class Level(nn.Module):
         self.disentangler = BlockBijection(config, level, disentangler, offset=config.kernel // 2)
         self.order = config.order
 
-    def _layers(self) -> tuple[BlockBijection, BlockBijection]:
+    def layers(self) -> tuple[BlockBijection, BlockBijection]:
         """The two layers in the order from picture to latents."""
         if self.order == "code":
             return self.decimator, self.disentangler
@@ -323,21 +343,21 @@ class Level(nn.Module):
 
     def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Grid (B, C, l, l) of this level to the renormalised grid and log-determinant (B,)."""
-        first, second = self._layers()
+        first, second = self.layers()
         grid, log_det1 = first(grid)
         grid, log_det2 = second(grid)
         return grid, log_det1 + log_det2
 
     def site_log_derivatives(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`forward` with the log-determinant's parts at their sites, both (B, C, l, l)."""
-        first, second = self._layers()
+        first, second = self.layers()
         grid, log_derivative1 = first.site_log_derivatives(grid)
         grid, log_derivative2 = second.site_log_derivatives(grid)
         return grid, log_derivative1 + log_derivative2
 
     def inverse(self, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Undo :meth:`forward`; log-determinant of the inverse, (B,)."""
-        first, second = self._layers()
+        first, second = self.layers()
         grid, log_det2 = second.inverse(grid)
         grid, log_det1 = first.inverse(grid)
         return grid, log_det1 + log_det2

@@ -1,15 +1,15 @@
-"""The report: tables from ``results.json``, and a self-contained HTML page.
+"""The report's tables and sentences, all from ``results.json`` and the ledger.
 
-``python -m rgflow_core.report html NOTEBOOK OUT``,
-``python -m rgflow_core.report results RESULTS README`` and the same with ``speed``.
+``python -m rgflow_core.report results RESULTS README`` puts its tables into README, and
+``speed`` those of the benchmarks.
 """
 
-import html
 import math
-import re
 from pathlib import Path
 
-from rgflow_core import cli, ledger, study
+from matplotlib.figure import Figure
+
+from rgflow_core import cli, figures, ledger, study
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing
 
@@ -31,9 +31,10 @@ def bpd_bars(
             continue
         set_name, prior, *_ = row["model"].split("_")
         size = f"{models[row['model']]['parameters'] / 1e6:.1f} M"
-        ours = f"{set_name}, {prior}: {models[row['model']]['kind']} model, {size}, ours"
+        ours = f"{study.title(row['model'])}: {models[row['model']]['kind']}, {size}, ours"
         theirs = (
-            f"{set_name}, {prior}: {published['parameters'] / 1e6:.1f} M, {published['system']}"
+            f"{study.title(f'{set_name}_{prior}')}: {published['parameters'] / 1e6:.1f} M, "
+            f"{published['system']}"
         )
         values = {"bpd": row["bpd"], "stderr": row["stderr"], "images": row["images"]}
         bars.append({"label": ours, "prior": prior, "source": "ours"} | values)
@@ -44,18 +45,18 @@ def bpd_bars(
                 {"label": theirs, "prior": prior, "source": "published", "bpd": bpd} | nothing
             )
     for set_name in sorted({row["model"].split("_")[0] for row in rows} & limits.keys()):
-        label = f"{set_name}: entropy of the generator"
+        label = f"{set_name.upper()}: entropy of the generator"
         bars.append(
             {"label": label, "prior": None, "source": "limit", "bpd": limits[set_name]} | nothing
         )
     return bars
 
 
-def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
-    """What notebook 03 found, as Markdown list items, all from its stored numbers."""
+def bpd_sentences(numbers: dict, published: dict) -> list[str]:
+    """Test bpd of each model, beside what is published and what bounds it, as list items."""
     lines = []
     for name, row in numbers["test"].items():
-        set_name, prior, *more = name.split("_")
+        set_name, prior, *_ = name.split("_")
         theirs = published["bpd"][set_name][prior]
         places, bound = numbers["by_place"][name], list(numbers["bounds"][name].items())
         # KL of a uniform density from the nearest one of the prior's shape, in bits.
@@ -65,7 +66,7 @@ def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
         }
         k, best = bound[-1]
         lines.append(
-            f"- **{', '.join([set_name, prior, *more])}**: {row['bpd']:.3f} ± {row['stderr']:.3f} "
+            f"- **{study.title(name)}**: {row['bpd']:.3f} ± {row['stderr']:.3f} "
             f"bits per dimension on {row['images']:,} test pictures "
             f"({'below' if row['bpd'] < theirs else 'above'} the published {theirs} of a model "
             f"{published['parameters'] / numbers['models'][name]['parameters']:.0f} times the "
@@ -76,38 +77,262 @@ def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
             f"{places['background']['bpd']:.2f} bits (shifting and scaling alone would cost "
             f"{uniform[prior]:.2f}), one of an ellipse {places['ellipse']['bpd']:.2f}."
         )
+    return lines
+
+
+def _group(name: str) -> str:
+    return study.title(name.replace(", ", "_"))
+
+
+def prior_sentences(numbers: dict) -> list[str]:
+    """Whether priors differ in bpd: shipped models, then paired seeds, as list items."""
+    lines = []
     for name, found in numbers["shipped_difference"].items():
         laplace, gaussian = (numbers["by_place"][f"{name}_{p}"] for p in ("laplace", "gaussian"))
         apart = laplace["background"]["bpd"] - gaussian["background"]["bpd"]
         lines.append(
-            f"- **Priors, {name}, shipped models**, one seed: Laplace less Gaussian "
+            f"- **Priors, {name.upper()}, shipped models**, one seed: Laplace less Gaussian "
             f"{found['mean']:+.3f} ± {found['stderr']:.4f} over the same test pictures, of which "
             f"the background's noise makes {apart * laplace['background_share']:+.3f}; the error "
             "knows nothing of the spread over seeds."
         )
     for name, found in numbers["priors"].items():
+        sides = " less ".join(map(_group, name.split(" less ")))
         lines.append(
-            f"- **{name}**, {found['n']} paired seeds: {found['mean']:+.3f} bpd, 95 % interval "
+            f"- **{sides}**, {found['n']} paired seeds: {found['mean']:+.3f} bpd, 95 % interval "
             f"{found['low']:+.3f} … {found['high']:+.3f}, p = {found['p']:.2g}: "
             f"{'a difference' if found['p'] < 0.05 else 'no difference shown'}."
         )
+    return lines
+
+
+def sample_sentences(numbers: dict) -> list[str]:
+    """The best of the temperatures tried by Fréchet distance, as list items."""
+    lines = []
     for name, points in numbers["frechet"]["curves"].items():
         best = min(points, key=lambda point: point["value"])
         floor = numbers["frechet"]["floors"][name.split("_")[0]]
         lines.append(
-            f"- **Samples, {name.replace('_', ', ')}**: Fréchet distance in our own features lowest "
-            f"at temperature {best['temperature']}, {best['value']:.3f}; real pictures {floor:.3f}."
+            f"- **Samples, {study.title(name)}**: Fréchet distance in our own features lowest "
+            f"at temperature {best['temperature']:g}, {best['value']:.3f}; real pictures {floor:.3f}."
         )
+    return lines
+
+
+def ablation_sentences(rows: list[dict]) -> list[str]:
+    """Which changes of :func:`rgflow_core.records.ablations` hurt, by seeds, as list items."""
+    sorts = {"Worse": [], "Better": [], "Better in some seeds, worse in others": []}
+    changed = [row for row in rows if row["name"] != "unchanged" and row["less_unchanged"]]
+    for row in changed:
+        low, high = min(row["less_unchanged"]), max(row["less_unchanged"])
+        sort = list(sorts)[0 if low > 0 else 1 if high < 0 else 2]
+        span = f"{low:+.3f}" + (f" … {high:+.3f}" if high > low else "")
+        sorts[sort].append(f"{row['name'].replace('_', ' ')} ({span})")
+    seeds = max((len(row["less_unchanged"]) for row in changed), default=0)
+    return [
+        f"- **{sort}** than the unchanged network, bpd over up to {seeds} seeds: {'; '.join(names)}."
+        for sort, names in sorts.items()
+        if names
+    ]
+
+
+def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
+    """What notebook 03 found, as Markdown list items, all from its stored numbers."""
+    lines = bpd_sentences(numbers, published) + prior_sentences(numbers)
+    lines += sample_sentences(numbers) + ablation_sentences(numbers["ablations"])
     if numbers["missing"]:
         lines.append(f"- {len(numbers['missing'])} runs of the study have no record yet.")
     return lines
+
+
+def _likelihoods(bpd: dict, published: dict) -> list[str]:
+    lines = []
+    for set_name in sorted({name.split("_")[0] for name in bpd["test"]}):
+        ours, theirs = [], []
+        for name in (name for name in bpd["test"] if name.startswith(set_name)):
+            row, prior = bpd["test"][name], name.split("_")[1]
+            ours.append(f"{row['bpd']:.3f} ± {row['stderr']:.3f} ({prior.capitalize()})")
+            theirs.append(f"{published['bpd'][set_name][prior]} ({prior.capitalize()})")
+        lines.append(
+            f"- **Likelihood, {set_name.upper()}.** {', '.join(ours)} bits per dimension on "
+            f"{row['images']:,} test pictures, by models of "
+            f"{bpd['models'][name]['parameters'] / 1e6:.1f} M parameters; published for "
+            f"{published['parameters'] / 1e6:.1f} M: {', '.join(theirs)}. No model can go below "
+            f"{bpd['limits'][set_name]:.3f}."
+        )
+    return lines
+
+
+def _differences(bpd: dict) -> list[str]:
+    seeds = {name: of for name, of in bpd["priors"].items() if "scale" not in name}
+    lines = []
+    for what, compared in (
+        ("paired seeds", seeds),
+        ("one model each, over pictures", bpd["shipped_difference"]),
+    ):
+        found = [
+            f"{name.split(', ')[0].upper()} {of['mean']:+.3f} (95 % interval {of['low']:+.3f} … "
+            f"{of['high']:+.3f}, n = {of['n']:,})"
+            for name, of in compared.items()
+        ]
+        if found:
+            lines.append(f"- **Laplace less Gaussian** in bpd, {what}: {'; '.join(found)}.")
+    return lines
+
+
+def _sparse(sparse: dict) -> list[str]:
+    higher, cost = [], []
+    for set_name, levels in sparse["sparser"].items():
+        up = ", ".join(str(h) for h, found in enumerate(levels) if found["low"] > 0)
+        falls = [row["rotation"]["value"] for row in sparse["measures"][f"{set_name}_laplace"]]
+        higher.append(f"{set_name.upper()} at {f'h = {up}' if up else 'no level'}")
+        cost.append(f"{min(falls):.3f} to {max(falls):.3f} nats per latent ({set_name.upper()})")
+    if not higher:
+        return []
+    return [
+        "- **Sparse latents.** Hoyer's sparsity is higher with a Laplace prior (95 % intervals over "
+        f"pictures): {'; '.join(higher)}. Rotating a level's latents costs {', '.join(cost)}; "
+        f"independent Laplace latents {sparse['references']['rotation']['laplace']:.3f}, latents "
+        "without axes nothing."
+    ]
+
+
+def summary(results: dict, published: dict, entries: list[dict]) -> str:
+    """The report on one page, as Markdown: what was found, and the verdicts.
+
+    Args:
+        results: the content of ``results.json``.
+        published: the content of ``data/published.json``.
+        entries: of the ledger.
+    """
+    bpd, sparse, fields, space = (
+        results[name]["numbers"]
+        for name in ("03_bpd_evaluation", "04_sparsity", "05_receptive_fields", "06_latent_space")
+    )
+    grown = ", ".join(
+        f"{of['factor']:.2f} ({of['low']:.2f} … {of['high']:.2f}; {study.title(name)})"
+        for name, of in fields["growth"].items()
+    )
+    scores = ", ".join(
+        f"{of['trained']:.2f} ({of['interval'][0]:.2f} … {of['interval'][1]:.2f}; "
+        f"{study.title(name)}; untrained {of['untrained']:.2f})"
+        for name, of in space["scores"].items()
+    )
+    # The first factor is the global one.
+    acting = {
+        name: max(range(len(rows)), key=lambda h: next(iter(rows[h].values()))["value"])
+        for name, rows in space["effects"].items()
+    }
+    coarsest = sum(h == len(space["effects"][name]) - 1 for name, h in acting.items())
+    size, touched = fields["touched"]["sizes"][-1], fields["touched"]["pixel"][-1]
+    lines = [
+        *_likelihoods(bpd, published),
+        *_differences(bpd),
+        *_sparse(sparse),
+        f"- **Receptive fields.** Their edge grows per level by {grown}, 95 % intervals; claimed: "
+        f"about 2. One pixel touches {touched:.0f} of {size**2:,} positions at L = {size}.",
+        f"- **Scale separation**, from 0 to an ideal 1: {scores}. Drawing a level's latents anew "
+        f"changes the global factor most at the coarsest level in {coarsest} of {len(acting)} "
+        "models.",
+        "- **What this rests on.** Lean models, far smaller than the published ones. Their numbers "
+        "are no verdict on the published training.",
+        "",
+        f"Verdicts on {len(entries)} published claims:",
+        "",
+        "| verdict | claims | |",
+        "|---|---|---|",
+    ]
+    for verdict in ledger.VERDICTS:
+        names = [e["claim"] for e in entries if e["verdict"] == verdict]
+        lines.append(f"| **{verdict}** | {len(names)} | {'; '.join(names)} |")
+    return "\n".join(lines)
+
+
+def not_reproduced(entries: list[dict], results: dict) -> str:
+    """The ledger's claims that do not hold, and those that hold in part, as Markdown."""
+    lines = []
+    for entry in (e for e in entries if e["verdict"] == "not reproduced"):
+        code = f" Its code: {entry['code']}." if entry["code"] else ""
+        lines.append(
+            f"- **{entry['claim']}** ({entry['source']}): {entry['text']}.{code} Here: "
+            f"{ledger.measured(entry['measured'], results)}. Verdict: not reproduced, because "
+            f"{entry['because']}."
+        )
+    lines += ["", "In part:", ""]
+    for entry in (e for e in entries if e["verdict"] == "partly"):
+        lines.append(f"- **{entry['claim']}**: {entry['because']}.")
+    return "\n".join(lines)
+
+
+def limits(results: dict, published: dict, entries: list[dict]) -> list[str]:
+    """What the numbers rest on, as Markdown list items."""
+    numbers = {name: of["numbers"] for name, of in results.items() if name != "profile"}
+    bpd, space = numbers["03_bpd_evaluation"], results["06_latent_space"]["provenance"]
+    size = max(model["parameters"] for model in bpd["models"].values())
+    untested = [e["claim"] for e in entries if e["rests_on"] == "nothing that was run"]
+    lines = [
+        f"- **Size.** The analysed models have up to {size / 1e6:.1f} M parameters, the published "
+        f"one {published['parameters'] / 1e6:.1f} M; a result of theirs is no verdict on the "
+        "published training.",
+        "- **Seeds.** Each analysed model is one training run. Runs with several seeds: "
+        f"{'; '.join(map(_group, bpd['seeds'])) or 'none'}. Planned runs without a record: "
+        f"{len(bpd['missing'])}.",
+        f"- **Pictures.** Bits per dimension are of {bpd['bars'][0]['images']:,} test pictures, "
+        f"sparsity of {numbers['04_sparsity']['images']:,}, probes of "
+        f"{space['parameters']['probed']:,}, interventions of {space['parameters']['changed']:,}; "
+        f"receptive fields of {numbers['05_receptive_fields']['latents']} latents a level with "
+        f"{numbers['05_receptive_fields']['samples']} samples each. The pictures are drawn by one "
+        "program and simple; nothing here was tried on photographs.",
+        f"- **Not run at all**: {'; '.join(untested)}." if untested else "",
+    ]
+    return [line for line in lines if line]
+
+
+def origins(results: dict) -> str:
+    """Markdown table of where the numbers of each notebook come from."""
+    lines = ["| notebook | commit | date | seconds | machine |", "|---" * 5 + "|"]
+    for name, content in sorted((k, v) for k, v in results.items() if k != "profile"):
+        source, machine = content["provenance"], content["provenance"]["hardware"]
+        changed = " and changes" if source["uncommitted_changes"] else ""
+        lines.append(
+            f"| {name} | {source['commit'][:10]}{changed} | {source['date'][:10]} | "
+            f"{source['seconds']:.0f} | "
+            f"{machine['gpu'] or machine['processor']}, threads: {machine['threads']} |"
+        )
+    return "\n".join(lines)
+
+
+def show(folder: str | Path, name: str, figure: Figure, rows: list[dict], caption: str) -> None:
+    """Store a figure and its data (:func:`rgflow_core.figures.save`), and show it with a caption.
+
+    Args:
+        folder: the profile's folder of figures.
+        name: ``figNN_...``, which gives its number.
+        figure: to store; it is closed.
+        rows: its data.
+        caption: Markdown; its first sentence is what those get who cannot see the picture.
+    """
+    from IPython.display import Image, Markdown, display
+
+    figures.save(figure, folder, name, rows)
+    figures.plt.close(figure)
+    width = figure.get_figwidth()
+    # On a screen a fifth larger than in print, where 96 pixels are an inch.
+    picture = Image(
+        filename=f"{folder}/{name}.png", width=int(115 * width), alt=caption.split(".")[0].strip("*"),
+        unconfined=bool(width > figures.COLUMN),
+    )  # fmt: skip
+    number = int(name[3:5])
+    display(picture, Markdown(f"**Figure {number}.** {caption} *Data: `{name}.csv`.*"))
 
 
 def bpd_table(results: dict) -> str:
     """Markdown table of test bits per dimension, ours beside the published."""
     lines = ["| model | test bits per dimension | test pictures |", "|---|---|---|"]
     for bar in results["03_bpd_evaluation"]["numbers"]["bars"]:
-        value = f"{bar['bpd']:.3f}" + ("" if bar["stderr"] is None else f" ± {bar['stderr']:.3f}")
+        # Published values with all digits that were published.
+        value = str(bar["bpd"]) if bar["source"] == "published" else f"{bar['bpd']:.3f}"
+        value += "" if bar["stderr"] is None else f" ± {bar['stderr']:.3f}"
         pictures = f"{bar['images']:,}" if bar["images"] else "not stated"
         pictures = "none: a limit" if bar["source"] == "limit" else pictures
         lines.append(f"| {bar['label']} | {value} | {pictures} |")
@@ -153,61 +378,13 @@ def update_readme(what: str, source: str | Path, readme: str | Path) -> None:
         temporary.write_text(f"{head}{begin}\n{middle}\n{end}{tail}")
 
 
-def _mathml(page: str) -> str:
-    """Replace $$...$$ and $...$ in HTML by MathML, which browsers draw without any script."""
-    from latex2mathml.converter import convert
-
-    def replace(match: re.Match) -> str:
-        tex = html.unescape(match[1] or match[2]).strip()
-        return convert(
-            re.sub(r"\\[bB]ig(?![a-zA-Z])", "", tex), display="block" if match[1] else "inline"
-        )
-
-    return re.sub(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", replace, page, flags=re.DOTALL)
-
-
-def write_html(notebook: str | Path, out: str | Path) -> None:
-    """Write an executed notebook as one HTML file that loads nothing from elsewhere.
-
-    Raises:
-        UserError: if the page would make a network request.
-    """
-    import nbformat
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(
-        template_name="basic", exclude_input=True, exclude_input_prompt=True,
-        exclude_output_prompt=True, embed_images=True,
-    )  # fmt: skip
-    # After the conversion from Markdown, which would tear MathML apart.
-    body = _mathml(exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
-    style = (
-        "body{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 system-ui,sans-serif}"
-        "img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem;"
-        "border-bottom:1px solid #ccc;text-align:left}code{background:#f3f3f3}"
-        "pre{overflow-x:auto}math{font-family:math,serif}.anchor-link{display:none}"
-    )
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>RG-Flow: '
-        f"reproducibility report</title><style>{style}</style></head><body>{body}</body></html>"
-    )
-    loads = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?!data:)[^"]*"', page)
-    if loads or "@import" in page:
-        raise UserError(f"{notebook}: the page would load {loads[:3]}")
-    with replacing(out) as temporary:
-        temporary.write_text(page)
-
-
 def main() -> None:
-    parser = cli.Parser("Make the HTML report, or README's results or table of speeds.")
-    parser.add_argument("what", choices=("html", "results", "speed"))
-    parser.add_argument("source", help="executed notebook, or results as JSON")
-    parser.add_argument("target", help="HTML file to write, or README.md to update")
+    parser = cli.Parser("Put results or speeds into README.")
+    parser.add_argument("what", choices=("results", "speed"))
+    parser.add_argument("source", help="results as JSON")
+    parser.add_argument("target", help="README.md to update")
     args = parser.parse_args()
-    if args.what == "html":
-        write_html(args.source, args.target)
-    else:
-        update_readme(args.what, args.source, args.target)
+    update_readme(args.what, args.source, args.target)
 
 
 if __name__ == "__main__":

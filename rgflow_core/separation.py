@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from rgflow_core import factors, images
+from rgflow_core.analysis import mix
 from rgflow_core.factors import FactorNet
 from rgflow_core.model import PictureModel
 from rgflow_core.sparsity import with_error
@@ -79,7 +80,7 @@ def intervene(
     latents: Tensor,
     temperature: float,
     seed: int,
-) -> list[dict[str, dict[str, float]]]:
+) -> list[dict[str, Tensor]]:
     """How much each factor changes when the latents of one level are drawn anew.
 
     Args:
@@ -91,8 +92,8 @@ def intervene(
         seed: of the new latents.
 
     Returns:
-        For each level: factor -> ``value``, the mean absolute change in units of the mean absolute
-        difference between two of the pictures, and ``stderr`` over pictures.
+        For each level: factor -> absolute change (N,) of each picture, in units of the mean
+        absolute difference between two of the pictures.
     """
     flow = model.flow
     fresh = flow.split(model.latents(len(latents), temperature, seed))
@@ -107,24 +108,86 @@ def intervene(
     rows = []
     for h in range(len(levels)):
         after = read([*levels[:h], fresh[h], *levels[h + 1 :]])
-        row = {}
-        for factor, value in after.items():
-            change = (value - before[factor]).abs().mean(1) / unit[factor]
-            row[factor] = with_error(change)
-        rows.append(row)
+        rows.append({k: (v - before[k]).abs().mean(1) / unit[k] for k, v in after.items()})
     return rows
 
 
-def score(effects: list[dict[str, dict[str, float]]]) -> float:
+def effects(changes: list[dict[str, Tensor]]) -> list[dict[str, dict[str, float]]]:
+    """Of each level and factor, from :func:`intervene`: mean change, and its standard error."""
+    return [{factor: with_error(change) for factor, change in row.items()} for row in changes]
+
+
+def score(
+    changes: list[dict[str, Tensor]], resamples: int = 200, seed: int = 0
+) -> dict[str, float]:
     """One number for scale separation, from :func:`intervene`, between 0 and 1.
 
-    Every factor's effects are made a distribution over levels; the score is the total-variation
-    distance between that of the global factor and the mean of the local ones'. 0: all levels act
-    on all factors alike, in proportion; 1: no level acts on both kinds.
+    Every factor's mean changes are made a distribution over levels; the score is the
+    total-variation distance between that of the global factor and the mean of the local ones'. 0:
+    all levels act on all factors alike, in proportion; 1: no level acts on both kinds.
+
+    Returns:
+        ``value``, and ``low`` and ``high`` of a 95 % bootstrap interval over pictures.
     """
-    names = list(effects[0])
-    shares = np.array([[row[name]["value"] for row in effects] for name in names])
-    shares = shares / np.maximum(shares.sum(1, keepdims=True), 1e-30)
+    names = list(changes[0])
     whole = next(k for k, name in enumerate(names) if name.startswith("global"))
-    local = np.delete(shares, whole, 0).mean(0)
-    return float(np.abs(shares[whole] - local).sum() / 2)
+    values = np.array([[row[name].double().numpy() for row in changes] for name in names])
+
+    def distance(means: np.ndarray) -> np.ndarray:
+        """Of mean changes (factors, levels, ...)."""
+        shares = means / np.maximum(means.sum(1, keepdims=True), 1e-30)
+        local = np.delete(shares, whole, 0).mean(0)
+        return np.abs(shares[whole] - local).sum(0) / 2
+
+    n = values.shape[-1]
+    draws = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    low, high = np.quantile(distance(values[..., draws].mean(-1)), (0.025, 0.975))
+    return {
+        "value": float(distance(values.mean(-1))),
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+@torch.no_grad()
+def resemblance(
+    model: PictureModel,
+    net: FactorNet,
+    set_name: str,
+    fine: Tensor,
+    coarse: Tensor,
+    resamples: int = 200,
+    seed: int = 0,
+) -> list[dict[str, dict[str, float]]]:
+    """Which of its two sources a mixture resembles, factor by factor.
+
+    Args:
+        model: flow and prior.
+        net: reads factors off pictures.
+        set_name: "msds1" or "msds2".
+        fine: latents (N, C, L, L) of the pictures that give the levels below h.
+        coarse: latents of the pictures that give level h and the coarser ones.
+
+    Returns:
+        For each h = 0 (all from the coarse source) ... n (none): factor -> ``value``, how far the
+        mixtures have gone from the fine source, 0, to the coarse one, 1, along the line between
+        the two; and ``stderr``, bootstrapped over pairs.
+    """
+    levels = range(model.flow.config.levels + 1)
+    read = [
+        read_factors(net, set_name, images.to_bytes(mix(model.flow, fine, coarse, h)))
+        for h in levels
+    ]
+    draws = np.random.default_rng(seed).integers(len(fine), size=(resamples, len(fine)))
+    rows = []
+    for h in levels:
+        row = {}
+        for factor, value in read[h].items():
+            start, end = read[-1][factor], read[0][factor]
+            along = ((value - start) * (end - start)).sum(1).double().numpy()
+            whole = (end - start).square().sum(1).double().numpy()
+            boot = along[draws].sum(1) / whole[draws].sum(1)
+            mean = along.sum() / whole.sum()
+            row[factor] = {"value": float(mean), "stderr": float(boot.std(ddof=1))}
+        rows.append(row)
+    return rows

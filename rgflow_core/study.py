@@ -26,6 +26,12 @@ def root(start: str | Path = ".") -> Path:
     raise UserError(f"{here} is not inside the study's repository; start Jupyter there")
 
 
+def title(name: str) -> str:
+    """A model's name as figures and sentences have it: ``msds1_laplace`` is MSDS1, Laplace."""
+    set_name, prior, *more = name.split("_")
+    return ", ".join([set_name.upper(), prior.capitalize(), *more])
+
+
 def models(folder: str | Path) -> dict[str, Path]:
     """SET_PRIOR... -> path of the models ``.safetensors`` in a folder, in order of their names.
 

@@ -112,3 +112,39 @@ def test_bits_by_site_add_up(fields):
         torch.testing.assert_close(levels[:, h], wanted, rtol=1e-10, atol=1e-10)
     whole = levels.sum(1) - logit / math.log(2) + 8 * flow.config.dim
     torch.testing.assert_close(whole, bits * flow.config.dim, rtol=1e-12, atol=1e-10)
+
+
+def test_traversal_changes_one_latent(model):
+    z = model.latents(1, 0.5)[0]
+    values = torch.tensor([-1.0, 0.0, 2.0])
+    found = analysis.traverse(model.flow, z, [(0, 0, 0), (2, 4, 2)], values)
+    assert found.shape == (2, 3, 3, 8, 8)
+    moved = z.clone()
+    moved[2, 4, 2] = 2.0
+    torch.testing.assert_close(found[1, 2], from_logit(model.flow.inverse(moved[None])[0])[0])
+
+
+def test_strongest_latents_change_the_picture_most(model):
+    z = model.latents(2, 0.5)
+    found = analysis.strongest(model.flow, z, level=1, count=48)
+    assert len(set(found)) == 48
+    assert all(i % 2 == 0 and j % 2 == 0 for _, i, j in found)
+    ends = torch.tensor([-2.0, 2.0])
+    change = [
+        analysis.traverse(model.flow, one, found, ends).diff(dim=1).abs().flatten(1).mean(1)
+        for one in z
+    ]
+    assert (sum(change).diff() <= 0).all()
+
+
+def test_radius_of_known_maps():
+    maps = torch.zeros(4, 32, 32)
+    maps[0, 31, 5] = 3.0  # one pixel
+    maps[1, [0, 31], 7] = 1.0  # two pixels across the edge
+    maps[2] = 1.0
+    assert analysis.radius(maps)[:2].tolist() == pytest.approx([0, 0.5], abs=1e-6)
+    assert analysis.radius(maps)[2].item() == pytest.approx(32 / 6**0.5, rel=0.01)
+    assert analysis.radius(maps)[3] == 0
+    square = torch.zeros(1, 32, 32)
+    square[0, :8, :8] = 1.0
+    assert torch.allclose(analysis.radius(square.roll((-3, -3), (1, 2))), analysis.radius(square))

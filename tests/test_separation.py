@@ -43,25 +43,43 @@ def test_probe_with_more_latents_than_pictures():
     assert found["mean"]["stderr"] > 0
 
 
-def effect(*rows):
+def changes(*rows):
     names = ("global colour", "local position", "local angle")
-    return [{n: {"value": v} for n, v in zip(names, row, strict=True)} for row in rows]
+    return [{n: torch.tensor([v, v]) for n, v in zip(names, row, strict=True)} for row in rows]
 
 
 def test_score_at_its_ends():
-    assert separation.score(effect((0, 1, 2), (3, 0, 0))) == pytest.approx(1)
-    assert separation.score(effect((1, 2, 3), (2, 4, 6))) == pytest.approx(0)
-    assert separation.score(effect((1, 1, 1), (3, 1, 1))) == pytest.approx(0.25)
+    assert separation.score(changes((0, 1, 2), (3, 0, 0)))["value"] == pytest.approx(1)
+    assert separation.score(changes((1, 2, 3), (2, 4, 6)))["value"] == pytest.approx(0)
+    assert separation.score(changes((1, 1, 1), (3, 1, 1)))["value"] == pytest.approx(0.25)
+
+
+def test_interval_of_the_score_is_that_of_the_spread_over_pictures():
+    same = separation.score(changes((1, 1, 1), (3, 1, 1)))
+    assert same["low"] == same["high"] == same["value"]
+    torch.manual_seed(0)
+    rows = [{k: torch.rand(50) for k in ("global colour", "local angle")} for _ in range(3)]
+    found = separation.score(rows)
+    assert 0 <= found["low"] < found["value"] < found["high"] <= 1
 
 
 def test_intervention_on_the_identity_flow_changes_only_what_it_draws_anew():
     torch.manual_seed(0)
     model = PictureModel(RGFlow(RGFlowConfig(**TINY)), Prior("gaussian"))
     net, z = factors.FactorNet().eval(), torch.randn(4, 3, 32, 32)
-    rows = separation.intervene(model, net, "msds1", z, 1.0, 0)
+    rows = separation.effects(separation.intervene(model, net, "msds1", z, 1.0, 0))
     assert len(rows) == 4
     assert all(row["global colour"]["value"] > 0 for row in rows)
     same = separation.intervene(model, net, "msds1", model.latents(4, 1.0, 3), 1.0, 3)
-    assert all(v["value"] == 0 for row in same for v in row.values())
-    randomise(model.flow)
-    assert 0 <= separation.score(separation.intervene(model, net, "msds2", z, 1.0, 0)) <= 1
+    assert all((v == 0).all() for row in same for v in row.values())
+
+
+def test_mixtures_go_from_one_source_to_the_other():
+    torch.manual_seed(0)
+    model = PictureModel(randomise(RGFlow(RGFlowConfig(**TINY))), Prior("gaussian"))
+    net, fine, coarse = factors.FactorNet().eval(), *(model.latents(3, 0.5, s) for s in (0, 1))
+    rows = separation.resemblance(model, net, "msds2", fine, coarse)
+    assert len(rows) == 5
+    assert all(v == {"value": 1.0, "stderr": 0.0} for v in rows[0].values())
+    assert all(v == {"value": 0.0, "stderr": 0.0} for v in rows[-1].values())
+    assert all(v["stderr"] > 0 for v in rows[1].values())

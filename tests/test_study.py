@@ -17,6 +17,8 @@ from rgflow_core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Figures that are drawn only where runs have records.
+RECORDED = ("_seeds", "_ablations")
 
 
 def test_results_round_trip(tmp_path):
@@ -60,26 +62,6 @@ def test_notebook_form(path):
         assert len(cell.source.splitlines()) <= 40, "longer code belongs in the module"
 
 
-def test_report_is_one_file_with_equations(tmp_path):
-    nb = nbformat.v4.new_notebook()
-    nb.cells = [nbformat.v4.new_markdown_cell("# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n")]
-    nbformat.write(nb, tmp_path / "n.ipynb")
-    report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
-    page = (tmp_path / "n.html").read_text()
-    assert page.count("<math") == 2
-    assert "$" not in page
-    assert "src=" not in page
-
-
-def test_report_refuses_what_would_be_loaded(tmp_path):
-    nb = nbformat.v4.new_notebook()
-    nb.cells = [nbformat.v4.new_markdown_cell('<img src="http://example.invalid/a.png">')]
-    nbformat.write(nb, tmp_path / "n.ipynb")
-    with pytest.raises(UserError, match="would load"):
-        report.write_html(tmp_path / "n.ipynb", tmp_path / "n.html")
-    assert not (tmp_path / "n.html").exists()
-
-
 def test_readme_table_is_the_one_of_the_results(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((ROOT / "README.md").read_text())
@@ -91,6 +73,18 @@ def test_readme_without_markers_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(UserError, match="results: begin"):
         report.update_readme("results", ROOT / "figures" / "results.json", tmp_path / "README.md")
+
+
+def figure_names():
+    """The figures of notebook 07, without those that only records of runs give."""
+    text = (ROOT / "notebooks" / "07_figures.ipynb").read_text()
+    return {n for n in re.findall(r"fig\d\d_[a-z_]+", text) if not n.endswith(RECORDED)}
+
+
+def test_figures_are_those_of_the_notebook_with_their_data():
+    there = {p.name for p in (ROOT / "figures").glob("fig*") if not p.stem.endswith(RECORDED)}
+    assert there == {f"{n}.{kind}" for n in figure_names() for kind in ("csv", "pdf", "png")}
+    assert len({name[:5] for name in figure_names()}) == len(figure_names()), "a number for each"
 
 
 def test_unknown_profile_is_refused():
@@ -116,10 +110,9 @@ PRODUCTS = [
 
 
 def test_make_remakes_what_is_missing_and_nothing_else(tmp_path):
-    names = set(
-        re.findall(r"fig\d\d_[a-z_]+", (ROOT / "notebooks" / "07_figures.ipynb").read_text())
-    )
-    figures = [f"figures/{name}.{kind}" for name in names for kind in ("png", "pdf")]
+    # The copy of the Makefile has no records beside it.
+    kinds = ("csv", "png", "pdf")
+    figures = [f"figures/{name}.{kind}" for name in sorted(figure_names()) for kind in kinds]
     products = [line.split() for line in PRODUCTS]
     products[-1] += figures
     shutil.copy(ROOT / "Makefile", tmp_path)

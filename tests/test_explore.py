@@ -1,0 +1,101 @@
+"""The explorer's pictures follow its controls; without a front end it is a picture."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import TINY, randomise
+
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, analysis, checkpoints, explore
+
+
+@pytest.fixture
+def explorer() -> explore.Explorer:
+    torch.manual_seed(0)
+    config = RGFlowConfig(**TINY)
+    models = {
+        f"{name}_laplace": PictureModel(randomise(RGFlow(config), seed), Prior("laplace"))
+        for seed, name in enumerate(("msds1", "msds2"))
+    }
+    sources = {name: torch.randint(256, (3, 3, 32, 32)).byte() for name in ("msds1", "msds2")}
+    return explore.Explorer(models, sources)
+
+
+def shown(explorer):
+    """The PNG of each panel as it is displayed."""
+    columns = explorer.widget.children[1].children
+    return dict(zip(explorer.panels, (c.children[1].value for c in columns), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("control", "value", "changed"),
+    [
+        (lambda e: e.temperatures[3], 0.2, {"samples"}),
+        (lambda e: e.draw, 5, {"samples"}),
+        (lambda e: e.coarse, 2, {"mixture"}),
+        (lambda e: e.split, 0, {"mixture"}),
+        (lambda e: e.level, 1, {"field"}),
+        (lambda e: e.latent, 7, {"field"}),
+        (lambda e: e.model, "msds2_laplace", {"samples", "mixture", "field"}),
+    ],
+)
+def test_a_control_changes_its_pictures_and_no_others(explorer, control, value, changed):
+    before = shown(explorer)
+    control(explorer).value = value
+    after = shown(explorer)
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_latents_counted_are_those_of_the_level(explorer):
+    counts = []
+    for h in range(4):
+        explorer.level.value = h
+        counts.append(explorer.latent.max + 1)
+        explorer.latent.value = explorer.latent.max
+    assert counts == [2304, 576, 144, 48]
+
+
+def test_mixture_of_one_level_and_all_is_the_source(explorer):
+    explorer.split.value = 0
+    pixels = explorer.mixture()[::4, ::4].astype(int)
+    coarse, mixed = pixels[:32, 33:65], pixels[:32, 66:98]
+    assert np.abs(coarse - mixed).max() <= 1
+
+
+def test_the_latents_pixel_is_ringed(explorer):
+    explorer.latent.value = 47  # channel 2, row 24, column 24
+    drawn = explorer.field()
+    assert drawn[24 * 8, 24 * 8].tolist() == [0, 255, 255]
+
+
+def test_differences_are_close_to_the_derivative(explorer):
+    model = explorer._models["msds1_laplace"]
+    exact = analysis.effect(model.flow, model.latents(explore._SAMPLES), (0, 0, 0)).mean(0)
+    assert torch.allclose(explorer.effect(), exact, rtol=0.02, atol=0.01 * float(exact.max()))
+
+
+def test_without_a_front_end_it_is_a_picture(explorer, capsys):
+    assert not explore.listening()
+    still = np.asarray(Image.open(io.BytesIO(explorer.still().data)))
+    assert still.shape[1] > still.shape[0] > 200
+    explorer._ipython_display_()
+    assert "IPython.core.display.Image" in capsys.readouterr().out
+
+
+def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
+    config = RGFlowConfig(**TINY)
+    for name in ("msds1_laplace", "msds2_gaussian"):
+        checkpoints.save(RGFlow(config), Prior("laplace"), tmp_path / f"{name}.safetensors", {})
+    pictures = torch.randint(256, (5, 3, 32, 32)).byte()
+    split = SimpleNamespace(images=pictures)
+    monkeypatch.setattr(explore.datasets, "load", lambda *_: split)
+    explorer = explore.explore(tmp_path)
+    assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
+    assert explorer.fine.max == 4
+
+
+def test_seconds_names_every_picture(explorer):
+    assert set(explorer.seconds(1)) == set(explorer.panels)
