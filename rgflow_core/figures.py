@@ -514,7 +514,7 @@ def traversals(pictures: np.ndarray, values: np.ndarray, labels: list[str], titl
         for axis, one in zip(row, drawn, strict=True):
             axis.imshow(one, interpolation="nearest")
             _bare(axis)
-        row[0].set_ylabel(label, fontsize=7)
+        row[0].set_ylabel(label.replace(", at ", "\n"), fontsize=7)
     for axis, value in zip(axes[0], values, strict=True):
         axis.set_title(f"{value:+.0f}", fontsize=8)
     figure.suptitle(title, fontsize=9)
