@@ -24,8 +24,8 @@ EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, si
 	temperatures: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], fakes: 500, angles: 131072}
 SPARSITY := {images: 2000, rotations: 4}
 FIELDS := {latents: 12, samples: 32}
-LATENT := {uniform: [0.5, 0.7, 0.8, 0.9, 1.0, 1.1], fakes: 200, repeats: 3, real: 1000, mixed: 100, \
-	traversed: 6, judges: 4, probed: 3000, changed: 200, restored: 8, search_steps: 60, descent_steps: 30}
+LATENT := {uniform: [0.8, 0.9, 1.0, 1.1, 1.2], fakes: 200, repeats: 3, real: 1000, mixed: 100, \
+	traversed: 6, judges: 4, probed: 3000, changed: 200, restored: 8, search_steps: 60, descent_steps: 20}
 ifeq ($(PROFILE),smoke)
 SETS := msds1
 DATA := {sets: [msds1], images: 200, full: false}

@@ -20,6 +20,8 @@ from rgflow_core.flow import lattice_levels
 from rgflow_core.model import PictureModel
 
 _ZOOM, _GAP = 4, 1
+_PLACES = 8
+"""Places to click in a row."""
 _SAMPLES, _STEP = 8, 0.05
 """Of z in a receptive field, and the step of its differences: few and cheap, to react at once."""
 
@@ -72,6 +74,9 @@ class Explorer:
         self.split = slider(max=levels, value=levels - 2, description="coarse: h ≥")
         self.level = slider(max=levels - 1, value=levels - 1, description="level h")
         self.latent = slider(max=1, description="latent")
+        self.places = [widgets.Button(layout={"width": "auto"}) for _ in range(_PLACES**2)]
+        for k, button in enumerate(self.places):
+            button.on_click(partial(self._click, k))
         self.panels = {
             "samples": (self.samples, [self.model, *self.temperatures, self.draw]),
             "mixture": (self.mixture, [self.model, self.fine, self.coarse, self.split]),
@@ -90,6 +95,8 @@ class Explorer:
             for control in controls:
                 control.observe(partial(self._redraw, image, draw), "value")
             own = controls[1:]
+            if name == "field":
+                own.append(self._map())
             columns.append(widgets.VBox([widgets.HTML(f"<b>{titles[name]}</b>"), image, *own]))
         wrap = widgets.Layout(flex_flow="row wrap")
         self.widget = widgets.VBox([self.model, widgets.HBox(columns, layout=wrap)])
@@ -100,6 +107,23 @@ class Explorer:
         channels = self._chosen.flow.config.channels
         self._positions = here.expand(channels, -1, -1).nonzero().tolist()
         self.latent.max = len(self._positions) - 1
+
+    def _map(self) -> widgets.Widget:
+        """Buttons in a square that stands for the picture."""
+        layout = {"grid_template_columns": f"repeat({_PLACES}, 28px)", "grid_gap": "0"}
+        label = widgets.Label("or click: the latent of the level nearest to that place")
+        return widgets.VBox([label, widgets.GridBox(self.places, layout=layout)])
+
+    def _click(self, place: int, _: object) -> None:
+        """Choose the latent of the level, in the colour chosen, nearest to a place on the map."""
+        size = len(self._lattice)
+        wanted = [(k + 0.5) * size / _PLACES for k in divmod(place, _PLACES)]
+        colour = self._position[0]
+        distances = [
+            (c != colour, (i - wanted[0]) ** 2 + (j - wanted[1]) ** 2)
+            for c, i, j in self._positions
+        ]
+        self.latent.value = distances.index(min(distances))
 
     @staticmethod
     def _redraw(image: widgets.Image, draw: object, _: object) -> None:
@@ -191,18 +215,20 @@ def listening() -> bool:
 
 
 def explore(
-    weights: str | Path = "weights", data_root: str | Path = "data", sources: int = 12
+    weights: str | Path | None = None, data_root: str | Path | None = None, sources: int = 12
 ) -> Explorer:
     """Show sliders for all models of a folder, or one picture where no front end listens.
 
     Args:
-        weights: folder of the models.
-        data_root: folder of the data sets.
+        weights: folder of the models; by default the repository's.
+        data_root: folder of the data sets; likewise.
         sources: pictures of the test split to choose from for mixtures.
 
     Raises:
-        UserError: if there are no models, or no data.
+        UserError: if there are no models.
     """
+    weights = study.root() / "weights" if weights is None else weights
+    data_root = study.root() / "data" if data_root is None else data_root
     models = {name: PictureModel(*load(path)[:2]) for name, path in study.models(weights).items()}
     sets = dict.fromkeys(name.split("_")[0] for name in models)
     pictures = {name: datasets.load(name, "test", data_root, sources).images for name in sets}

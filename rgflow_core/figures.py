@@ -659,7 +659,7 @@ def traversals(pictures: np.ndarray, values: np.ndarray, labels: list[str], titl
         for axis, one in zip(row, drawn, strict=True):
             axis.imshow(one, interpolation="nearest")
             _bare(axis)
-        row[0].set_ylabel(label.replace(", ", "\n"))
+        row[0].set_ylabel(label.replace(", at ", "\n"))
     for axis, value in zip(axes[0], values, strict=True):
         axis.set_title(f"{value:+.0f}")
     figure.suptitle(title, fontsize=8)

@@ -7,8 +7,8 @@ the cone (:class:`PatchDensity`). :func:`search` looks for the most probable pat
 and the known pixels are held by a penalty.
 
 Gradients are of little use to the first: a trained flow stretches what it has never seen by many
-orders of magnitude (a grey patch has latents of 1e2, and its inverse is lost to rounding), so that
-log p has no useful slope there. :func:`search` does without; :func:`descend` starts at the prior's
+orders of magnitude, until latents lie far outside the prior and rounding spoils their inverse, so
+that log p has no useful slope there. :func:`search` does without; :func:`descend` starts at the prior's
 mode, where the generator is tame.
 """
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def lab(folder):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
+def browser(tmp_path_factory, folder):
     options = webdriver.ChromeOptions()
     for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(flag)
@@ -86,6 +87,7 @@ def browser(tmp_path_factory):
     service = webdriver.ChromeService(shutil.which("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
     yield driver
+    driver.save_screenshot(str(folder / "last.png"))
     driver.quit()
 
 
@@ -109,27 +111,36 @@ def test_a_moved_slider_changes_the_picture(lab, browser, folder):
     copy = folder / "06_latent_space.ipynb"
     copy.write_bytes((ROOT / "notebooks" / "06_latent_space.ipynb").read_bytes())
     browser.get(f"{lab}lab/tree/{copy.relative_to(ROOT)}?token=test&reset")
-    ready = "return !!document.querySelector('.jp-Notebook') && !!window.jupyterapp"
-    until(browser, lambda: browser.execute_script(ready), 120)
+    status = (
+        "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+    )
+    until(browser, lambda: browser.execute_script(status) == "idle", 120)
     browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
     until(browser, lambda: len(browser.find_elements("css selector", PICTURES)) == 3, 600)
 
     def digests():
         return [picture.hexdigest() for picture in pictures(browser)]
 
-    sliders = browser.find_elements("css selector", ".widget-slider .noUi-handle")
-    assert len(sliders) == 4 + 1 + 3 + 2  # temperatures, draw; sources, split; level, latent
-    for which, slider, name in ((0, sliders[3], "temperature"), (1, sliders[7], "split"),
-                                (2, sliders[9], "latent")):  # fmt: skip
-        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
+    def change(which, element, act, name):
+        """Act on a control; only the picture ``which`` may change."""
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         before = digests()
         browser.save_screenshot(str(folder / f"{name}_before.png"))
         start = time.perf_counter()
-        slider.send_keys(
-            webdriver.Keys.ARROW_LEFT if name != "latent" else webdriver.Keys.ARROW_RIGHT
-        )
-        until(browser, lambda w=which, b=before: digests()[w] != b[w], 30)
-        print(f"{name}: {time.perf_counter() - start:.2f} s from key to picture")
+        act()
+        until(browser, lambda: digests()[which] != before[which], 30)
+        print(f"{name}: {time.perf_counter() - start:.2f} s until the picture has changed")
         after = digests()
         assert [k for k in range(3) if before[k] != after[k]] == [which]
         browser.save_screenshot(str(folder / f"{name}_after.png"))
+
+    sliders = browser.find_elements("css selector", ".widget-slider .noUi-handle")
+    assert len(sliders) == 4 + 1 + 3 + 2  # temperatures, draw; sources, split; level, latent
+    for which, slider, key, name in (
+        (0, sliders[3], "ARROW_LEFT", "temperature"),
+        (1, sliders[7], "ARROW_LEFT", "split"),
+        (2, sliders[9], "ARROW_RIGHT", "latent"),
+    ):
+        change(which, slider, partial(slider.send_keys, getattr(webdriver.Keys, key)), name)
+    place = browser.find_elements("css selector", ".widget-gridbox button")[50]
+    change(2, place, place.click, "click")

@@ -71,6 +71,18 @@ def test_the_latents_pixel_is_ringed(explorer):
     assert drawn[24 * 8, 24 * 8].tolist() == [0, 255, 255]
 
 
+@pytest.mark.parametrize("level", range(4))
+def test_a_click_chooses_the_latent_nearest_to_it(explorer, level):
+    explorer.level.value = level
+    explorer.latent.value = explorer.latent.max
+    explorer.places[6 * 8 + 2].click()  # about row 26, column 10
+    colour, *found = explorer._position
+    assert colour == 2
+    here = explorer._lattice == level
+    distances = [(i - 26) ** 2 + (j - 10) ** 2 for i, j in here.nonzero().tolist()]
+    assert (found[0] - 26) ** 2 + (found[1] - 10) ** 2 == min(distances)
+
+
 def test_differences_are_close_to_the_derivative(explorer):
     model = explorer._models["msds1_laplace"]
     exact = analysis.effect(model.flow, model.latents(explore._SAMPLES), (0, 0, 0)).mean(0)
