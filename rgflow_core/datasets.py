@@ -220,10 +220,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _manifest(folder: Path, parameters: dict) -> dict:
     """The splits cached in a folder; none, with the reason said, if they cannot be used."""
     path = folder / "manifest.json"
@@ -231,8 +227,6 @@ def _manifest(folder: Path, parameters: dict) -> dict:
         return {}
     try:
         content = read_json(path)
-        if content.pop("sha256") != _digest(content):
-            raise UserError(f"{path}: damaged (SHA-256 differs)")
         if content["parameters"] != json.loads(json.dumps(parameters)):
             raise UserError(f"{folder}: made with other parameters")
         return content["splits"]
@@ -264,8 +258,7 @@ def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndar
             np.save(temporary, array)
             entries[name] = [file.name, sha256(temporary)]
     splits = _manifest(folder, parameters) | {split: entries}
-    content = {"parameters": parameters, "splits": splits}
-    write_json(folder / "manifest.json", content | {"sha256": _digest(content)})
+    write_json(folder / "manifest.json", {"parameters": parameters, "splits": splits})
 
 
 def _check_made(arrays: dict[str, np.ndarray], name: str, channels: int) -> None:

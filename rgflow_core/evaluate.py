@@ -117,16 +117,18 @@ def main() -> None:
         "Bits per dimension of a model on a data split, with the standard error over pictures. "
         "FILE is our .safetensors, a training checkpoint, or either published layout."
     )
-    parser.add_argument("file", metavar="FILE", help="checkpoint")
+    parser.add_argument("file", type=cli.file_name, metavar="FILE", help="checkpoint")
     parser.add_argument("--dataset", choices=datasets.SOURCES, default="msds1", help="data set")
-    parser.add_argument("--data-root", default="data", help="data folder")
+    parser.add_argument("--data-root", type=cli.file_name, default="data", help="data folder")
     parser.add_argument("--split", choices=datasets.SPLITS, default="test", help="data split")
     parser.add_argument("--limit", type=cli.count, help="only the first so many pictures")
     parser.add_argument("--prior", choices=cli.NAMES, help="prior, if the file does not say")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the noise")
     parser.add_argument("--batch-size", type=cli.count, default=200, help="pictures at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", help="write the result, with its provenance, to this JSON file")
+    parser.add_argument(
+        "--out", type=cli.file_name, help="write the result, with its provenance, to this JSON file"
+    )
     args = parser.parse_args()
     if args.out and Path(args.out).exists():
         raise UserError(f"{args.out} exists; give another name, results are not overwritten")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rgflow_core import cli
 from rgflow_core.errors import UserError
-from rgflow_core.files import read_json, replacing, write_json
+from rgflow_core.files import read_json, refusing_damage, replacing, write_json
 
 # By notebook, absolute and relative. Same weights, pictures and noise: what differs between
 # machines is rounding, and what rounding does to a training.
@@ -67,12 +67,17 @@ def main() -> None:
     parser.add_argument("reference", help="reference.json")
     parser.add_argument("table", nargs="?", help="CSV to write, every number with its verdict")
     args = parser.parse_args()
-    results = read_json(args.results)
+    with refusing_damage(args.results, "results of the study"):
+        results = read_json(args.results)
+        found = numbers(results)
+        if not found:
+            raise UserError(f"{args.results}: holds no numbers; make reproduce makes them")
     if args.what == "write":
-        write_json(args.reference, numbers(results))
+        write_json(args.reference, found)
         print(f"Done: {args.reference}")
         return
-    rows = compare(results, read_json(args.reference))
+    with refusing_damage(args.reference, "a reference of the study"):
+        rows = compare(results, read_json(args.reference))
     if args.table:
         with replacing(args.table) as temporary, Path(temporary).open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rgflow_core import cli, ledger, study
 from rgflow_core.errors import UserError
-from rgflow_core.files import read_json, replacing
+from rgflow_core.files import read_json, refusing_damage, replacing
 
 
 def bpd_bars(
@@ -142,13 +142,15 @@ def update_readme(what: str, source: str | Path, readme: str | Path) -> None:
     Raises:
         UserError: if a file cannot be read or the markers are missing.
     """
-    text = Path(readme).read_text()
+    with refusing_damage(readme, "a text"):
+        text = Path(readme).read_text()
     begin, end = (f"<!-- {what}: {word} -->" for word in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"{readme}: needs the lines {begin} and {end} once each")
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
-    middle = {"results": _results, "speed": _speed}[what](read_json(source))
+    with refusing_damage(source, "results of the study"):
+        middle = {"results": _results, "speed": _speed}[what](read_json(source))
     with replacing(readme) as temporary:
         temporary.write_text(f"{head}{begin}\n{middle}\n{end}{tail}")
 
@@ -180,7 +182,8 @@ def write_html(notebook: str | Path, out: str | Path) -> None:
         exclude_output_prompt=True, embed_images=True,
     )  # fmt: skip
     # After the conversion from Markdown, which would tear MathML apart.
-    body = _mathml(exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
+    with refusing_damage(notebook, "a notebook"):
+        body = _mathml(exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
     style = (
         "body{max-width:52rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 system-ui,sans-serif}"
         "img{max-width:100%}table{border-collapse:collapse}td,th{padding:.2rem .8rem;"

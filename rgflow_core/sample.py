@@ -14,7 +14,7 @@ def main() -> None:
         "Draw pictures from a model into one PNG. FILE is our .safetensors, a training "
         "checkpoint, or either published layout."
     )
-    parser.add_argument("file", metavar="FILE", help="checkpoint")
+    parser.add_argument("file", type=cli.file_name, metavar="FILE", help="checkpoint")
     parser.add_argument("--n", type=cli.count, default=16, help="number of pictures")
     parser.add_argument(
         "--temperature",
@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--prior", choices=cli.NAMES, help="prior, if the file does not say")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the latents")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", default="samples.png", help="PNG file to write")
+    parser.add_argument(
+        "--out", type=cli.file_name, default="samples.png", help="PNG file to write"
+    )
     args = parser.parse_args()
     out = Path(args.out)
     if out.exists():

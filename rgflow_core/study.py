@@ -1,6 +1,5 @@
 """Where the study keeps things: its root, stored results, models, published numbers."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -92,4 +91,4 @@ def read_results(folder: str | Path, name: str) -> tuple[dict, dict[str, np.ndar
 def collect(folder: str | Path, profile: str) -> dict:
     """All stored results of a profile, by notebook: the content of ``results.json``."""
     paths = sorted(Path(folder).glob("[0-9]*.json"))
-    return {"profile": profile} | {path.stem: json.loads(path.read_text()) for path in paths}
+    return {"profile": profile} | {path.stem: read_json(path) for path in paths}

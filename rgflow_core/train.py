@@ -105,6 +105,9 @@ class Settings:
             value, rule = getattr(self, knob.name), knob.metadata
             if value is None and knob.default is None:
                 continue
+            plain = {str: "text that is not empty", bool: "true or false"}
+            if knob.type in plain and (type(value) is not knob.type or value == ""):
+                raise UserError(f"{knob.name} must be {plain[knob.type]}, not {value!r}")
             if "choices" in rule and value not in rule["choices"]:
                 raise UserError(
                     f"{knob.name} must be one of {tuple(rule['choices'])}, not {value!r}"
@@ -114,10 +117,12 @@ class Settings:
             if not bounds:
                 continue
             whole = knob.type in (int, int | None)
+            if whole:
+                bounds.setdefault("<", 2**31)
             good = type(value) is int or (type(value) is float and not whole)
             good = good and math.isfinite(value) and value >= rule.get("least", value)
             good = good and value > rule.get("above", -math.inf)
-            if not (good and value < rule.get("below", math.inf)):
+            if not (good and value < bounds.get("<", math.inf)):
                 wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
                 kind = "whole" if whole else "finite"
                 raise UserError(f"{knob.name} must be a {kind} number {wanted}, not {value!r}")
@@ -637,9 +642,13 @@ def parser(defaults: bool = True) -> argparse.ArgumentParser:
             help=text,
             **kind,
         )
-    out.add_argument("--out", default="runs", help="folder in which the run's folder is made")
+    out.add_argument(
+        "--out", type=cli.file_name, default="runs", help="folder in which the run's folder is made"
+    )
     out.add_argument("--test-mode", action="store_true", help="128 training, 64 validation images")
-    out.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    out.add_argument(
+        "--resume", type=cli.file_name, metavar="RUN", help="go on with the run in this folder"
+    )
     return out
 
 
@@ -648,7 +657,7 @@ def main() -> None:
     given = vars(parser(defaults=False).parse_args())
     out, resume, test_mode = (given.pop(name) for name in ("out", "resume", "test_mode"))
     if test_mode:
-        given |= TEST_MODE
+        given = TEST_MODE | given
     if resume:
         folder = Path(resume)
         path = latest_checkpoint(folder)
