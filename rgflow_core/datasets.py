@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rgflow_core import msds
-from rgflow_core.errors import UserError
+from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import make_folder, read_json, replacing, sha256, write_json
 
 SPLITS = ("train", "val", "test")
@@ -300,8 +300,7 @@ def load(
         raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {SPLITS}, not {split!r}")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be >= 1, not {limit}")
+    check_counts(workers=workers, **{} if limit is None else {"limit": limit})
     root, source = Path(root), SOURCES[name]
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is not a folder; give another data root")

@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rgflow_core import cli, datasets
-from rgflow_core.errors import UserError
+from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import check_writable, provenance, write_json
+from rgflow_core.images import check_images
 from rgflow_core.model import PictureModel
 
 
@@ -36,6 +37,8 @@ def bits_per_dim(
     Returns:
         (N,) float64.
     """
+    check_images(images, model.flow.config.shape)
+    check_counts(batch=batch)
     model = PictureModel(model.flow.fold(), model.prior)
     bar = tqdm(
         total=len(images), desc="evaluating", unit="image", leave=False, disable=not progress
@@ -135,7 +138,14 @@ def main() -> None:
     check_writable(Path(args.out or ".").parent)
     model, _ = cli.load_model(args.file, args.prior, args.device)
     images = datasets.load(args.dataset, args.split, args.data_root, args.limit).images
-    result = summary(bits_per_dim(model, images, args.seed, args.batch_size))
+    bits = bits_per_dim(model, images, args.seed, args.batch_size)
+    bad = (~bits.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"{args.file}: {len(bad)} of {len(bits)} pictures have no finite bits per dimension, "
+            f"first number {bad[0]}"
+        )
+    result = summary(bits)
     result |= {"dataset": args.dataset, "split": args.split, "prior": vars(model.prior)}
     if args.out:
         write_json(args.out, result | {"provenance": provenance(seed=args.seed, file=args.file)})

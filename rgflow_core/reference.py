@@ -46,7 +46,10 @@ def compare(results: dict, reference: dict[str, float]) -> list[dict]:
     """Rows of ``number``, ``here``, ``reference``, ``tolerance`` and ``verdict``."""
     here, rows = numbers(results), []
     for path in sorted(here.keys() | reference.keys()):
-        absolute, relative = next(v for k, v in TOLERANCES.items() if path.startswith(k))
+        known = [v for k, v in TOLERANCES.items() if path.startswith(k)]
+        if not known:
+            raise UserError(f"{path}: no such number in the study; TOLERANCES has none for it")
+        absolute, relative = known[0]
         mine, wanted = here.get(path), reference.get(path)
         if mine is None or wanted is None:
             tolerance, verdict = None, "missing here" if mine is None else "not in the reference"
