@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from rgflow_core import msds
 from rgflow_core.errors import UserError, check_counts
-from rgflow_core.files import make_folder, read_json, replacing, sha256, write_json
+from rgflow_core.files import locked, make_folder, read_json, replacing, sha256, write_json
 
 SPLITS = ("train", "val", "test")
 SIZE = 32
@@ -235,10 +235,13 @@ def _manifest(folder: Path, parameters: dict) -> dict:
         return {}
 
 
-def _cached(folder: Path, entries: dict) -> dict[str, np.ndarray] | None:
-    """The verified arrays of a split; ``None``, with the reason said, if they are damaged."""
+def _cached(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray] | None:
+    """The verified arrays of a split; ``None`` if they are not there, or damaged, which is said."""
     arrays = {}
     try:
+        entries = _manifest(folder, parameters).get(split)
+        if not entries:
+            return None
         for name, (file, digest) in entries.items():
             if sha256(folder / file) != digest:
                 raise UserError(f"{folder / file}: damaged (SHA-256 differs)")
@@ -311,12 +314,14 @@ def load(
         raise UserError(f"{root}: no such folder of pictures; give it as the data root")
     folder = root / source.cache
     parameters = source.parameters(root)
-    entries = _manifest(folder, parameters).get(split)
-    arrays = _cached(folder, entries) if entries else None
+    arrays = _cached(folder, split, parameters)
     if arrays is None:
-        arrays = source.make(split, root, workers, progress)
-        _check_made(arrays, name, source.channels)
-        _store(folder, split, parameters, arrays)
+        with locked(folder, wait=True):
+            arrays = _cached(folder, split, parameters)  # if another process made it meanwhile
+            if arrays is None:
+                arrays = source.make(split, root, workers, progress)
+                _check_made(arrays, name, source.channels)
+                _store(folder, split, parameters, arrays)
     return _data_set(arrays, limit)
 
 

@@ -8,9 +8,12 @@ import hashlib
 import json
 import os
 import platform
+import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -88,9 +91,14 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: if another process works there, and ``wait`` is false.
     """
-    path = make_folder(folder) / ".lock"
+    folder = Path(folder)
+    path, new = folder / ".lock", [f for f in (folder, *folder.parents) if not f.exists()]
     while True:
-        file = path.open("w")
+        make_folder(folder)
+        try:
+            file = path.open("w")
+        except FileNotFoundError:  # the one before has just removed the folder
+            continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -115,6 +123,9 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         file.close()
+        with contextlib.suppress(OSError):
+            for empty in new:  # it came to nothing
+                empty.rmdir()
 
 
 @contextmanager
@@ -129,8 +140,9 @@ def refusing_damage(path: str | Path, what: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (AttributeError, IndexError, KeyError, MemoryError, OSError, OverflowError,
-            RuntimeError, StopIteration, TypeError, ValueError) as error:  # fmt: skip
+    except (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError,
+            RuntimeError, StopIteration, TypeError, ValueError, struct.error, zipfile.BadZipFile,
+            zlib.error) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, KeyError):
             reason = f"it lacks {reason}"

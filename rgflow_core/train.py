@@ -28,7 +28,15 @@ from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample
 from rgflow_core.errors import UserError
-from rgflow_core.files import check_writable, make_folder, provenance, replacing, write_json
+from rgflow_core.files import (
+    check_writable,
+    locked,
+    make_folder,
+    provenance,
+    refusing_damage,
+    replacing,
+    write_json,
+)
 from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
@@ -424,17 +432,19 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
             )
             for split, limit in (("train", settings.train_images), ("val", settings.val_images))
         )
-    run = _Run(settings, ranks.device, data.fingerprint)
-    if latest := latest_checkpoint(folder):
-        run.restore(latest)
-    run.starts.append({"step": run.step, "commit": provenance()["commit"]})
-    final = folder / "model.safetensors"
-    if final.exists() and len(run.history) >= settings.epochs:
-        return final
     with _deferred_signals() as signals, contextlib.ExitStack() as stack:
+        if not ranks.rank:
+            stack.enter_context(locked(folder))
+        run = _Run(settings, ranks.device, data.fingerprint)
+        if latest := latest_checkpoint(folder):
+            run.restore(latest)
+        run.starts.append({"step": run.step, "commit": provenance()["commit"]})
+        final = folder / "model.safetensors"
+        if final.exists() and len(run.history) >= settings.epochs:
+            return final
         stack.callback(ranks.close)
         if not ranks.rank:
-            stack.enter_context(_logging_to(make_folder(folder)))
+            stack.enter_context(_logging_to(folder))
         _loop(run, ranks, folder, data.images.to(ranks.device), val.images, signals, progress)
         if not ranks.rank:
             _finish(run, folder)
@@ -598,8 +608,10 @@ def _truncate(metrics: Path, step: int) -> None:
     """Drop lines written after the checkpoint that a run resumes from."""
     if metrics.exists():
         # A line without an end was being written when the run was killed.
-        lines = metrics.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with refusing_damage(metrics, "the metrics of a run; remove it to go on without"):
+            lines = metrics.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
         with replacing(metrics) as temporary:
             temporary.write_text("".join(kept))
 

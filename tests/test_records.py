@@ -29,7 +29,7 @@ def test_records_are_of_the_plan():
     for name, record in records.read(ROOT, list(names)).items():
         wanted = train.Settings(**train.LEAN_RECIPE | records.plan(ROOT)[name])
         made = train.Settings(**record["settings"])
-        assert replace(made, data_root="", workers=1) == replace(wanted, data_root="", workers=1)
+        assert replace(made, data_root="x", workers=1) == replace(wanted, data_root="x", workers=1)
         assert record["test"]["images"] == 10_000
         assert record["images_seen"] == record["validation"][-1]["images"]
 
