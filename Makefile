@@ -74,15 +74,16 @@ export GOMP_SPINCOUNT ?= 10000
 export RGFLOW_COMMAND := make $(or $(MAKECMDGOALS),help) PROFILE=$(PROFILE)
 
 # Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). Its executed copy, $(call done,NAME), appears
-# when it is done. Two run at once, so each line says whose it is; Jupyter's notices about TCP and
+# when it is done; until then it has the shell's number in its name, as make may run twice. Two
+# notebooks run at once, so each line says whose it is; Jupyter's notices about TCP and
 # its own shutting down are left out.
 done = $(R)/$(1)$(if $*,_$*)
 define run
 @mkdir -p $(R)
 @echo "== notebooks/$(1).ipynb -> $(done).ipynb"
-@$(PYTHON) -m papermill notebooks/$(1).ipynb $(done).partial.ipynb --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
-	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $(done).partial.ipynb" >&2; exit 1; }
-@mv $(done).partial.ipynb $(done).ipynb
+@partial=$(done).partial-$$$$.ipynb; $(PYTHON) -m papermill notebooks/$(1).ipynb $$partial --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
+	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $$partial" >&2; exit 1; }; \
+	mv $$partial $(done).ipynb
 endef
 
 .PHONY: help
