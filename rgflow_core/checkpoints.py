@@ -282,8 +282,16 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
         content = {"flow": state}
     else:
         content = {"epoch": 0, "model": state, "optim": {}}
+    write_pickle(path, content)
+
+
+def write_pickle(path: str | Path, content: object) -> None:
+    """``torch.save``, whole; ``OSError`` if the disk is full, where torch has another."""
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            raise OSError(f"disk full? {str(error).splitlines()[0]}") from None
 
 
 def _sha256(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -297,11 +305,16 @@ def _sha256(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 def write_tensors(path: str | Path, header: dict[str, str], tensors: dict[str, Tensor]) -> None:
     """Write a ``.safetensors`` file, whole, with a SHA-256 of everything in its header."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = header | {"sha256": _sha256(header, tensors)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, header | {"sha256": _sha256(header, tensors)})
+        try:
+            save_file(tensors, temporary, header)
+        except SafetensorError as error:
+            raise OSError(f"disk full? {error}") from None
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:

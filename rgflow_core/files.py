@@ -75,6 +75,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file)
         temporary.replace(path)
+    except OSError as error:  # such as a full disk, which does not say where
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{path}: cannot be written: {reason}") from None
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from rgflow_core import PictureModel, cli, datasets, evaluate, load, study, train
+from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, study, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing, write_json
 
@@ -58,7 +58,7 @@ def make(name: str, root: Path) -> Path:
     if shipped:
         with replacing(root / "weights" / f"{name}.safetensors") as temporary:
             shutil.copyfile(weights, temporary)
-    torch.save(bits.float(), folder / "test_bits.pt")
+    checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
     few = test.images[:SUBSET]
     if shipped:

@@ -196,10 +196,17 @@ class _BarHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
+class _FileHandler(logging.FileHandler):
+    """Log lines in a file; a full disk stops the run, as it would at the next checkpoint."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 @contextlib.contextmanager
 def _logging_to(folder: Path) -> Iterator[None]:
     logs = make_folder(folder / "logs")
-    file = logging.FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
+    file = _FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -361,8 +368,7 @@ class _Run:
             "running": self.running,
             "starts": self.starts,
         }
-        with replacing(path) as temporary:
-            torch.save(state | self.facts, temporary)
+        checkpoints.write_pickle(path, state | self.facts)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; :class:`UserError` if it is damaged or of another run."""

@@ -1,6 +1,7 @@
 """What the trials run in processes of their own: small, quick, and with nothing random."""
 
 import os
+import resource
 import signal
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 import torchvision.utils  # noqa: F401
 from support import TINY
 
-from rgflow_core import datasets, figures, msds, report, study, train
+from rgflow_core import cli, datasets, figures, msds, report, study, train
 
 SETTINGS = train.Settings(
     model="lean", train_images=64, val_images=8, batch_size=16, epochs=3, img_samples=1,
@@ -97,11 +98,26 @@ def _die_in_write(number: int) -> None:
     torch.save = half
 
 
-def run(name: str, folder: Path, event: int = 0, write: int = 0) -> None:
-    """Run a victim; if asked, it dies at a file operation, or half through a checkpoint."""
+def run(
+    name: str, folder: Path, event: int = 0, write: int = 0, limit: int = 0, says: str = os.devnull
+) -> None:
+    """Run a victim as a command.
+
+    Args:
+        name: of the victim.
+        folder: where it works.
+        event: die at this file operation.
+        write: die half through this checkpoint.
+        limit: bytes that a file may have, as on a full disk.
+        says: file for what it says on stderr.
+    """
     torch.set_num_threads(1)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    os.dup2(os.open(says, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if event:
         _die_at_event(folder, event)
     if write:
         _die_in_write(write)
-    VICTIMS[name](folder)
+    cli.run(lambda: VICTIMS[name](folder))
