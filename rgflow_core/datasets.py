@@ -98,25 +98,44 @@ def _msds(name: str) -> Source:
     )
 
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+
+
 def _decode(
     paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool
 ) -> dict[str, np.ndarray]:
-    """Decode pictures, centre crop (``None``: the largest square), resize to 32."""
+    """Decode pictures, centre crop (``None``: the largest square), resize to 32.
+
+    Raises:
+        UserError: names the pictures that cannot be used, when all have been looked at.
+    """
     from PIL import Image
     from torchvision.transforms import functional
 
+    bad = []
+
     def one(path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as image:
+            # Only these: others can call programs to decode them.
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
+                # A second picture in a camera's JPEG is a preview.
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                    raise ValueError(f"it is animated, {image.n_frames} pictures")
+                if image.mode in ("I", "F"):  # Pillow would clip, and the range is not known
+                    raise ValueError("it has 32 bits per value; convert it to 8")
                 if image.mode.startswith("I;16"):  # Pillow would clip, not scale
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 image = image.convert("RGB")
+                if min(image.size) < (crop or 1):
+                    raise ValueError(
+                        f"{image.width} x {image.height} is smaller than {crop}; is it CelebA's "
+                        "aligned picture?"
+                    )
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read as a picture: {error}") from None
-        if min(image.size) < (crop or 1):
-            raise UserError(
-                f"{path}: {image.width} x {image.height} is smaller than {crop}; is it CelebA's aligned picture?"
-            )
+            bad.append(f"{path}: cannot be read as a picture: {error}")
+            return np.zeros((1, SIZE, SIZE, 3), np.uint8)
         image = functional.center_crop(image, crop or min(image.size))
         mode = functional.InterpolationMode(resample)
         return np.asarray(functional.resize(image, SIZE, mode))[None]
@@ -124,6 +143,13 @@ def _decode(
     images = np.empty((len(paths), SIZE, SIZE, 3), np.uint8)
     bar = _progress(paths, len(paths), "decoding", progress)
     _gather((lambda p=p: one(p) for p in bar), workers, images)
+    if bad:
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise UserError(
+            f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
+            + "; ".join(sorted(bad)[:20])
+            + more
+        )
     return {"images": images}
 
 
@@ -182,8 +208,9 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
 
 def _folder_paths(root: Path) -> list[Path]:
     kinds = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-    files = (path for path in root.rglob("*") if path.suffix.lower() in kinds and path.is_file())
-    return sorted(files)
+    named = (path for path in root.rglob("*") if path.suffix.lower() in kinds)
+    # A link to nowhere, or to itself, was meant to be a picture: decoding will name it.
+    return sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
 
 
 def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
@@ -203,8 +230,9 @@ def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> di
 
 def _folder_parameters(root: Path) -> dict:
     names = "\n".join(
-        f"{p.relative_to(root)} {p.stat().st_size} {p.stat().st_mtime_ns}"
+        f"{p.relative_to(root)} {status.st_size} {status.st_mtime_ns}"
         for p in _folder_paths(root)
+        for status in [p.stat() if p.exists() else p.lstat()]
     )
     return {"files": hashlib.sha256(names.encode()).hexdigest()}
 

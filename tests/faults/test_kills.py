@@ -185,7 +185,8 @@ def test_make_and_papermill(tmp_path, trials, counts):
         process = made(tmp_path)
         time.sleep(draw.uniform(0.05, 1) * seconds)
         died = process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         counts("killed: make and papermill", "resumed identical" if died else "had finished")
         again = made(tmp_path)
