@@ -7,9 +7,11 @@ checked: the SHA-256 in the header of our own files, the CRC-32 in those of ``to
 
 import hashlib
 import json
+import pickle
 import re
 import warnings
 import zipfile
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
@@ -70,6 +72,15 @@ def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: {name!r} is smaller than its shape {tuple(value.shape)}")
 
 
+def _type(tensors: Iterable[Tensor], path: Path) -> torch.dtype:
+    """The one floating-point type of all tensors; :class:`UserError` if there are others."""
+    types = {value.dtype for value in tensors}
+    if len(types) != 1 or not next(iter(types)).is_floating_point:
+        names = ", ".join(sorted(map(str, types)))
+        raise UserError(f"{path}: its tensors must be of one floating-point type, not {names}")
+    return types.pop()
+
+
 def check_finite(state: dict[str, Tensor], path: Path) -> None:
     """Raise :class:`UserError` if a tensor holds NaN or infinity."""
     bad = [name for name, value in state.items() if not value.isfinite().all()]
@@ -93,11 +104,8 @@ def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow
         raise UserError(
             f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
         )
-    types = {value.dtype for value in state.values()}
-    if len(types) != 1 or not next(iter(types)).is_floating_point:
-        raise UserError(f"{path}: its tensors must be of one floating-point type, not {types}")
     check_finite(state, path)
-    flow = RGFlow(config).to(types.pop())
+    flow = RGFlow(config).to(_type(state.values(), path))
     flow.load_state_dict(state)
     return flow
 
@@ -113,7 +121,7 @@ def read_pickle(path: str | Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types, by where the damage is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "weights_only" in reason:  # torch would advise to execute it
+        if isinstance(error, pickle.UnpicklingError):  # torch would advise to execute it
             reason = "its pickle is damaged or asks for code, which is not executed"
         raise UserError(f"{path}: not a readable checkpoint: {reason}") from None
     if not isinstance(content, dict):
@@ -222,6 +230,7 @@ def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
             if name in state and not torch.equal(state[name].reshape(mask.shape).to(mask), mask):
                 raise UserError(f"{path}: {name} is not the checkerboard of layout {layout}")
         table = _published_names(config, layout)
+        _type((state[t] for theirs in table.values() for t in theirs), path)
         ours = {name: torch.stack([state.pop(t) for t in theirs]) for name, theirs in table.items()}
         flow = _build(config, ours, path)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
