@@ -176,7 +176,7 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/bench
 	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
 
 # --- For developers -----------------------------------------------------------------------------
-.PHONY: test notebooks lab clean
+.PHONY: test test-faults notebooks lab clean
 test notebooks: export OMP_NUM_THREADS = $(CORES)
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check .
@@ -184,6 +184,10 @@ test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m pytest tests
 	rm -rf runs/notebooks
 	$(PYTHON) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
+	$(PYTHON) -m pytest tests/faults --faults figures/faults.json
+	$(PYTHON) -m rgflow_core.report faults figures/faults.json README.md
 
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks

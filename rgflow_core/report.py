@@ -1,7 +1,7 @@
 """The report: tables from ``results.json``, and a self-contained HTML page.
 
 ``python -m rgflow_core.report html NOTEBOOK OUT``,
-``python -m rgflow_core.report results RESULTS README`` and the same with ``speed``.
+``python -m rgflow_core.report results RESULTS README`` and the same with ``speed``, ``faults``.
 """
 
 import html
@@ -136,6 +136,35 @@ def _speed(stored: dict) -> str:
     return findings({"A1_benchmarks": stored}, ("A1",))
 
 
+def _faults(stored: dict) -> str:
+    kinds: dict[str, dict[str, int]] = {}
+    for kind, outcomes in stored["counts"].items():
+        row = kinds.setdefault(kind.split(":")[0], {})
+        for outcome, number in outcomes.items():
+            row[outcome] = row.get(outcome, 0) + number
+    lines = ["| trial | how often | what came of it |", "|---|---|---|"]
+    for kind, row in kinds.items():
+        came = ", ".join(f"{outcome} {number:,}" for outcome, number in row.items())
+        lines.append(f"| {kind} | {sum(row.values()):,} | {came} |")
+    lines.append("")
+    for name, n in stored["numbers"].items():
+        if "samples" in n:
+            lines.append(
+                f"- **{name}** in single precision: {n['test_pictures']:,} test pictures come back "
+                f"from their latents to {n['picture_error_in_bytes']:.2g} of a byte; of "
+                f"{n['samples']:,} samples at temperature 1, {n['samples_beyond_limit']} have "
+                f"latents more than {n['limit']} from those drawn (worst: number {n['worst']}), the "
+                f"others at most {n['error_of_the_others']:.1g}; bits per dimension of "
+                f"{n['bpd_pictures']} pictures differ from double precision by at most "
+                f"{n['bpd_difference']:.1g}."
+            )
+    long = stored["numbers"]["long run"]
+    lines.append(
+        f"- Memory over {long['steps']:,} training steps grew by {long['growth_in_mib']:.1f} MiB."
+    )
+    return findings({"faults": stored | {"found": "\n".join(lines)}}, ("faults",))
+
+
 def update_readme(what: str, source: str | Path, readme: str | Path) -> None:
     """Put the content of a JSON file between README's markers of the same name.
 
@@ -150,7 +179,7 @@ def update_readme(what: str, source: str | Path, readme: str | Path) -> None:
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
     with refusing_damage(source, "results of the study"):
-        middle = {"results": _results, "speed": _speed}[what](read_json(source))
+        middle = {"results": _results, "speed": _speed, "faults": _faults}[what](read_json(source))
     with replacing(readme) as temporary:
         temporary.write_text(f"{head}{begin}\n{middle}\n{end}{tail}")
 
@@ -202,8 +231,8 @@ def write_html(notebook: str | Path, out: str | Path) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser("Make the HTML report, or README's results or table of speeds.")
-    parser.add_argument("what", choices=("html", "results", "speed"))
+    parser = cli.Parser("Make the HTML report, or README's results, speeds or trials.")
+    parser.add_argument("what", choices=("html", "results", "speed", "faults"))
     parser.add_argument("source", help="executed notebook, or results as JSON")
     parser.add_argument("target", help="HTML file to write, or README.md to update")
     args = parser.parse_args()

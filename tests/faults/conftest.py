@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-_COUNTS = Counter()
+_COUNTS, _NUMBERS = Counter(), {}
 
 
 @pytest.fixture
@@ -15,6 +15,12 @@ def counts():
         _COUNTS[kind, outcome] += 1
 
     return count
+
+
+@pytest.fixture
+def measured():
+    """Keep numbers about something: ``measured(what, name=value)``."""
+    return lambda what, **numbers: _NUMBERS.setdefault(what, {}).update(numbers)
 
 
 @pytest.fixture
@@ -32,4 +38,5 @@ def pytest_sessionfinish(session, exitstatus):
     table = {}
     for (kind, outcome), number in sorted(_COUNTS.items()):
         table.setdefault(kind, {})[outcome] = number
-    write_json(path, {"counts": table, "provenance": provenance(seed=0)})
+    content = {"counts": table, "numbers": _NUMBERS, "provenance": provenance(seed=0)}
+    write_json(path, content)
