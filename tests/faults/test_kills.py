@@ -100,7 +100,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("name", "few", "many"), [("data", 1, 20), ("training", 2, 30), ("results", 1, 15),
+    ("name", "few", "many"), [("data", 1, 16), ("training", 2, 14), ("results", 1, 14),
     ("report", 1, 12)]
 )  # fmt: skip
 def test_at_random_moments(name, few, many, undisturbed, tmp_path, trials, counts):
@@ -125,7 +125,7 @@ def test_at_file_operations(name, undisturbed, tmp_path, trials, counts):
     """Before any opening, renaming, removing: the moments that a clock seldom meets."""
     wanted, _ = undisturbed(name)
     draw = random.Random(name)
-    for trial in range(trials(1, 15)):
+    for trial in range(trials(1, 8 if name == "training" else 18)):
         folder = tmp_path / str(trial)
         process = start(name, folder, event=draw.randrange(1, 120 if name == "training" else 25))
         process.join(120)
@@ -139,7 +139,7 @@ def test_at_file_operations(name, undisturbed, tmp_path, trials, counts):
 
 def test_inside_checkpoint_writes(undisturbed, tmp_path, trials, counts):
     wanted, _ = undisturbed("training")
-    for write in range(1, trials(1, 12) + 1):
+    for write in range(1, trials(1, 8) + 1):
         folder = tmp_path / str(write)
         process = start("training", folder, write=write)
         process.join(120)
@@ -180,7 +180,7 @@ def test_make_and_papermill(tmp_path, trials, counts):
     said, _ = process.communicate()
     assert process.returncode == 0, said
     first, seconds, draw = wanted(), time.perf_counter() - began, random.Random(0)
-    for _ in range(10):
+    for _ in range(4):
         shutil.rmtree(tmp_path / "runs")
         process = made(tmp_path)
         time.sleep(draw.uniform(0.05, 1) * seconds)
