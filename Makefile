@@ -75,15 +75,16 @@ export GOMP_SPINCOUNT ?= 10000
 export RGFLOW_COMMAND := make $(or $(MAKECMDGOALS),help) PROFILE=$(PROFILE)
 
 # Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). Its executed copy, $(call done,NAME), appears
-# when it is done. Two run at once, so each line says whose it is; Jupyter's notices about TCP and
+# when it is done; until then it has the shell's number in its name, as make may run twice. Two
+# notebooks run at once, so each line says whose it is; Jupyter's notices about TCP and
 # its own shutting down are left out.
 done = $(R)/$(1)$(if $*,_$*)
 define run
 @mkdir -p $(R)
 @echo "== notebooks/$(1).ipynb -> $(done).ipynb"
-@$(PYTHON) -m papermill notebooks/$(1).ipynb $(done).partial.ipynb --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
-	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $(done).partial.ipynb" >&2; exit 1; }
-@mv $(done).partial.ipynb $(done).ipynb
+@partial=$(done).partial-$$$$.ipynb; $(PYTHON) -m papermill notebooks/$(1).ipynb $$partial --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
+	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $$partial" >&2; exit 1; }; \
+	mv $$partial $(done).ipynb
 endef
 
 .PHONY: help
@@ -186,7 +187,7 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/bench
 	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
 
 # --- For developers -----------------------------------------------------------------------------
-.PHONY: test test-browser notebooks lab clean
+.PHONY: test test-browser test-faults notebooks lab clean
 test test-browser notebooks: export OMP_NUM_THREADS = $(CORES)
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check .
@@ -200,6 +201,10 @@ test-browser: $(SETUP)  ## Move sliders of notebook 06 in headless Chromium
 	@for program in chromium chromedriver; do command -v $$program >/dev/null || \
 		{ echo "error: test-browser needs $$program, which is not installed (Debian: apt-get install chromium chromium-driver)" >&2; exit 2; }; done
 	$(PYTHON) -m pytest tests/test_browser.py -m browser -s
+
+test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
+	$(PYTHON) -m pytest tests/faults --faults figures/faults.json
+	$(PYTHON) -m rgflow_core.report faults figures/faults.json README.md
 
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks

@@ -1,12 +1,18 @@
 """Weights on disk: our ``.safetensors``, our training checkpoints, and both published layouts.
 
-Nothing here executes code from a file: pickles are read with ``weights_only=True``.
+Nothing here executes code from a file: pickles are read with ``weights_only=True``. Nothing is
+computed from a file before its checksums, where it has them, and the sizes of its tensors are
+checked: the SHA-256 in the header of our own files, the CRC-32 in those of ``torch.save``.
 """
 
+import hashlib
 import json
+import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+import zipfile
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rgflow_core import files
 from rgflow_core.errors import UserError
 from rgflow_core.files import replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig
@@ -50,19 +57,28 @@ class Loaded(NamedTuple):
     metadata: dict
 
 
-@contextmanager
-def refusing_damage(path: Path) -> Iterator[None]:
-    """Turn the errors that a damaged or foreign file causes into one :class:`UserError`."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (AttributeError, IndexError, KeyError, RuntimeError, StopIteration, TypeError,
-            ValueError) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, KeyError):
-            reason = f"it lacks {reason}"
-        raise UserError(f"{path}: damaged or not a checkpoint of RG-Flow: {reason}") from None
+def refusing_damage(path: Path) -> AbstractContextManager[None]:
+    """:func:`rgflow_core.files.refusing_damage` for a checkpoint."""
+    return files.refusing_damage(path, "a checkpoint of RG-Flow")
+
+
+def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
+    """Raise :class:`UserError` unless all are plain tensors whose values are all in the file."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+            raise UserError(f"{path}: {name!r} is not a plain tensor")
+        # An expanded tensor of some bytes would become one of any size.
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise UserError(f"{path}: {name!r} is smaller than its shape {tuple(value.shape)}")
+
+
+def _type(tensors: Iterable[Tensor], path: Path) -> torch.dtype:
+    """The one floating-point type of all tensors; :class:`UserError` if there are others."""
+    types = {value.dtype for value in tensors}
+    if len(types) != 1 or not next(iter(types)).is_floating_point:
+        names = ", ".join(sorted(map(str, types)))
+        raise UserError(f"{path}: its tensors must be of one floating-point type, not {names}")
+    return types.pop()
 
 
 def check_finite(state: dict[str, Tensor], path: Path) -> None:
@@ -72,21 +88,55 @@ def check_finite(state: dict[str, Tensor], path: Path) -> None:
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
 
 
+def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow:
+    """The flow of a config with the weights of a state dict, which must fit each other."""
+    # First without memory: a config may lie about its size.
+    networks = sum(n * r * d for n, r, d in zip(
+        map(sum, config.couplings), config.res_blocks, config.mlp_depth, strict=True))  # fmt: skip
+    if networks > len(state):
+        raise UserError(f"{path}: its config is of more networks than it has tensors")
+    with torch.device("meta"):
+        flow = RGFlow(config)
+    wanted = flow.state_dict()
+    wrong = [k for k in wanted.keys() | state.keys()
+             if k not in wanted or k not in state or wanted[k].shape != state[k].shape]  # fmt: skip
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
+        )
+    check_finite(state, path)
+    flow = RGFlow(config).to(_type(state.values(), path))
+    flow.load_state_dict(state)
+    return flow
+
+
 def read_pickle(path: str | Path) -> dict:
     """Read a ``torch.save`` file without executing code; :class:`UserError` if it is damaged."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give the path of a checkpoint")
     try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types, by where the damage is
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"{path}: not a readable checkpoint (damaged or unsafe): {reason}"
-        ) from None
+        if isinstance(error, pickle.UnpicklingError):  # torch would advise to execute it
+            reason = "its pickle is damaged or asks for code, which is not executed"
+        raise UserError(f"{path}: not a readable checkpoint: {reason}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint dictionary")
     return content
+
+
+def _check_zip(path: Path) -> None:
+    """Raise ``ValueError`` for damage in a file of ``torch.save``: torch itself does not look."""
+    with zipfile.ZipFile(path) as file:
+        # torch.save compresses nothing; a stranger's few bytes could fill the memory.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+            raise ValueError("it is compressed, which torch.save never does")
+        if bad := file.testzip():
+            raise ValueError(f"damaged (CRC-32 of {bad} differs)")
 
 
 def _published_state(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
@@ -111,7 +161,9 @@ def _count(state: dict, pattern: str) -> int:
 def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
     names = _LAYOUTS[layout]
     n_levels = _count(state, r"layers\.(\d+)\.") // 2
-    channels, kernel, _ = state[names["masks"][0].format(i=0)].shape
+    channels, kernel, width = state[names["masks"][0].format(i=0)].shape
+    if kernel != width:
+        raise ValueError(f"its first mask is not square but {kernel} x {width}")
     sizes = {"coupling_layers": [], "res_blocks": [], "hidden": [], "mlp_depth": []}
     for level in range(n_levels):
         couplings = []
@@ -133,10 +185,9 @@ def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
     )
 
 
-def _published_names(flow: RGFlow, layout: str) -> dict[str, tuple[str, str]]:
+def _published_names(config: RGFlowConfig, layout: str) -> dict[str, tuple[str, str]]:
     """Our parameter name -> its two published names, of network S and of network T."""
     names, table = _LAYOUTS[layout], {}
-    config = flow.config
     blocks = product(range(config.levels), enumerate(("decimator", "disentangler")))
     for level, (offset, block) in blocks:
         for k in range(config.couplings[level][offset]):
@@ -173,14 +224,15 @@ def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
     """The flow of a published checkpoint and its layout."""
     state, layout = _published_state(content, path)
     with refusing_damage(path):
-        flow = RGFlow(_published_config(state, layout))
-        for name, mask in _masks(flow, layout).items():
+        _check_tensors(state, path)
+        config = _published_config(state, layout)
+        for name, mask in _masks(config, layout).items():
             if name in state and not torch.equal(state[name].reshape(mask.shape).to(mask), mask):
                 raise UserError(f"{path}: {name} is not the checkerboard of layout {layout}")
-        table = _published_names(flow, layout)
+        table = _published_names(config, layout)
+        _type((state[t] for theirs in table.values() for t in theirs), path)
         ours = {name: torch.stack([state.pop(t) for t in theirs]) for name, theirs in table.items()}
-        check_finite(ours, path)
-        flow.to(next(iter(ours.values())).dtype).load_state_dict(ours)
+        flow = _build(config, ours, path)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
     unknown = [key for key in state if not known.match(key)]
     if unknown:
@@ -188,14 +240,14 @@ def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
     return flow, layout
 
 
-def _masks(flow: RGFlow, layout: str) -> dict[str, Tensor]:
+def _masks(config: RGFlowConfig, layout: str) -> dict[str, Tensor]:
     """The layout's mask buffers; either code calls "mask" what conditions the first half-step."""
-    edge = torch.arange(flow.config.kernel)
-    odd = ((edge[:, None] + edge) % 2).repeat(flow.config.channels, 1, 1)
+    edge = torch.arange(config.kernel)
+    odd = ((edge[:, None] + edge) % 2).repeat(config.channels, 1, 1)
     masks = (odd, 1 - odd) if _PARITY[layout] == "odd" else (1 - odd, odd)
     return {
         name.format(i=i): mask
-        for i in range(2 * flow.config.levels)
+        for i in range(2 * config.levels)
         for name, mask in zip(_LAYOUTS[layout]["masks"], masks, strict=True)
     }
 
@@ -229,24 +281,77 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
     ours = flow.state_dict()
     state = {
         theirs: value.clone()
-        for name, pair in _published_names(flow, layout).items()
+        for name, pair in _published_names(config, layout).items()
         for theirs, value in zip(pair, ours[name], strict=True)
     }
     like = next(flow.parameters())
-    state |= {name: mask.to(like) for name, mask in _masks(flow, layout).items()}
+    state |= {name: mask.to(like) for name, mask in _masks(config, layout).items()}
     if layout == "authors":
         state["prior.scale"] = like.new_tensor((prior or Prior()).scale)
         content = {"flow": state}
     else:
         content = {"epoch": 0, "model": state, "optim": {}}
+    write_pickle(path, content)
+
+
+def write_pickle(path: str | Path, content: object) -> None:
+    """``torch.save``, whole; ``OSError`` if the disk is full, where torch has another."""
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            raise OSError(f"disk full? {str(error).splitlines()[0]}") from None
+
+
+def _sha256(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    """Of everything in a ``.safetensors`` file: its header, and names, types, shapes and bytes."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_tensors(path: str | Path, header: dict[str, str], tensors: dict[str, Tensor]) -> None:
+    """Write a ``.safetensors`` file, whole, with a SHA-256 of everything in its header."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    header = header | {"sha256": _sha256(header, tensors)}
+    with replacing(path) as temporary:
+        try:
+            save_file(tensors, temporary, header)
+        except SafetensorError as error:
+            raise OSError(f"disk full? {error}") from None
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors of a ``.safetensors`` file; a missing SHA-256 is warned of.
+
+    Raises:
+        UserError: if the file is missing, damaged, or its SHA-256 differs.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file (damaged?): {error}") from None
+    stated = header.pop("sha256", None)
+    if stated is None:
+        warnings.warn(f"{path}: has no SHA-256, damage would go unseen", stacklevel=2)
+    elif stated != _sha256(header, state):
+        raise UserError(f"{path}: damaged (SHA-256 differs)")
+    return header, state
 
 
 def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None:
     """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
-    from safetensors.torch import save_file
-
     _refuse_folded(flow)
     header = {
         "format": "rgflow_core",
@@ -254,33 +359,23 @@ def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None
         "prior": json.dumps(vars(prior)),
         "provenance": json.dumps(provenance),
     }
-    tensors = {name: value.detach().cpu() for name, value in flow.state_dict().items()}
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=header)
+    write_tensors(path, header, flow.state_dict())
 
 
 def _load_safetensors(path: Path) -> Loaded:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file (damaged?): {error}") from None
+    header, state = read_tensors(path)
     if header.get("format") != "rgflow_core":
         raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
     with refusing_damage(path):
         content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
-    return _build({**content, "model": state}, path, content["provenance"])
+    return _loaded({**content, "model": state}, path, content["provenance"])
 
 
-def _build(content: dict, path: Path, metadata: dict) -> Loaded:
+def _loaded(content: dict, path: Path, metadata: dict) -> Loaded:
     with refusing_damage(path):
-        prior, state = Prior(**content["prior"]), content["model"]
-        flow = RGFlow(RGFlowConfig(**content["config"]))
-        check_finite(state, path)
-        flow.to(next(iter(state.values())).dtype).load_state_dict(state)
+        prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
+        _check_tensors(content["model"], path)
+        flow = _build(config, content["model"], path)
     return Loaded(flow, prior, metadata)
 
 
@@ -299,13 +394,11 @@ def load(path: str | Path) -> Loaded:
     """
     path = Path(path)
     if path.suffix == ".safetensors":
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; give the path of a checkpoint")
         return _load_safetensors(path)
     content = read_pickle(path)
     if "config" in content:
         with refusing_damage(path):
             metadata = {name: content[name] for name in ("epoch", "step", "settings")}
-        return _build(content, path, metadata)
+        return _loaded(content, path, metadata)
     flow, layout = _from_published(content, path)
     return Loaded(flow, None, {"source": str(path), "layout": layout})

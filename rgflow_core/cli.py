@@ -28,14 +28,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def count(text: str) -> int:
-    """A whole number >= 1."""
+    """A whole number from 1 to 2^31 - 1."""
     try:
         value = int(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, not {text!r}")
+    if not 1 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1 and < 2^31, not {text!r}")
     return value
+
+
+def file_name(text: str) -> str:
+    """A name that is not empty: an empty one would be the folder where the command runs."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be the name of a file or folder, not ''")
+    return text
 
 
 def positive(text: str) -> float:
@@ -66,7 +73,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device).item()  # of device meta there is no value
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None

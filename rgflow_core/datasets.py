@@ -20,8 +20,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rgflow_core import msds
-from rgflow_core.errors import UserError
-from rgflow_core.files import make_folder, read_json, replacing, sha256, write_json
+from rgflow_core.errors import UserError, check_counts
+from rgflow_core.files import locked, make_folder, read_json, replacing, sha256, write_json
 
 SPLITS = ("train", "val", "test")
 SIZE = 32
@@ -98,25 +98,44 @@ def _msds(name: str) -> Source:
     )
 
 
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+
+
 def _decode(
     paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool
 ) -> dict[str, np.ndarray]:
-    """Decode pictures, centre crop (``None``: the largest square), resize to 32."""
+    """Decode pictures, centre crop (``None``: the largest square), resize to 32.
+
+    Raises:
+        UserError: names the pictures that cannot be used, when all have been looked at.
+    """
     from PIL import Image
     from torchvision.transforms import functional
 
+    bad = []
+
     def one(path: Path) -> np.ndarray:
         try:
-            with Image.open(path) as image:
+            # Only these: others can call programs to decode them.
+            with Image.open(path, formats=_FORMATS) as image:
+                if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
+                # A second picture in a camera's JPEG is a preview.
+                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                    raise ValueError(f"it is animated, {image.n_frames} pictures")
+                if image.mode in ("I", "F"):  # Pillow would clip, and the range is not known
+                    raise ValueError("it has 32 bits per value; convert it to 8")
                 if image.mode.startswith("I;16"):  # Pillow would clip, not scale
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
                 image = image.convert("RGB")
+                if min(image.size) < (crop or 1):
+                    raise ValueError(
+                        f"{image.width} x {image.height} is smaller than {crop}; is it CelebA's "
+                        "aligned picture?"
+                    )
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read as a picture: {error}") from None
-        if min(image.size) < (crop or 1):
-            raise UserError(
-                f"{path}: {image.width} x {image.height} is smaller than {crop}; is it CelebA's aligned picture?"
-            )
+            bad.append(f"{path}: cannot be read as a picture: {error}")
+            return np.zeros((1, SIZE, SIZE, 3), np.uint8)
         image = functional.center_crop(image, crop or min(image.size))
         mode = functional.InterpolationMode(resample)
         return np.asarray(functional.resize(image, SIZE, mode))[None]
@@ -124,6 +143,13 @@ def _decode(
     images = np.empty((len(paths), SIZE, SIZE, 3), np.uint8)
     bar = _progress(paths, len(paths), "decoding", progress)
     _gather((lambda p=p: one(p) for p in bar), workers, images)
+    if bad:
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        raise UserError(
+            f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
+            + "; ".join(sorted(bad)[:20])
+            + more
+        )
     return {"images": images}
 
 
@@ -182,8 +208,9 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
 
 def _folder_paths(root: Path) -> list[Path]:
     kinds = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-    files = (path for path in root.rglob("*") if path.suffix.lower() in kinds and path.is_file())
-    return sorted(files)
+    named = (path for path in root.rglob("*") if path.suffix.lower() in kinds)
+    # A link to nowhere, or to itself, was meant to be a picture: decoding will name it.
+    return sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
 
 
 def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
@@ -203,8 +230,9 @@ def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> di
 
 def _folder_parameters(root: Path) -> dict:
     names = "\n".join(
-        f"{p.relative_to(root)} {p.stat().st_size} {p.stat().st_mtime_ns}"
+        f"{p.relative_to(root)} {status.st_size} {status.st_mtime_ns}"
         for p in _folder_paths(root)
+        for status in [p.stat() if p.exists() else p.lstat()]
     )
     return {"files": hashlib.sha256(names.encode()).hexdigest()}
 
@@ -220,10 +248,6 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _digest(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 def _manifest(folder: Path, parameters: dict) -> dict:
     """The splits cached in a folder; none, with the reason said, if they cannot be used."""
     path = folder / "manifest.json"
@@ -231,8 +255,6 @@ def _manifest(folder: Path, parameters: dict) -> dict:
         return {}
     try:
         content = read_json(path)
-        if content.pop("sha256") != _digest(content):
-            raise UserError(f"{path}: damaged (SHA-256 differs)")
         if content["parameters"] != json.loads(json.dumps(parameters)):
             raise UserError(f"{folder}: made with other parameters")
         return content["splits"]
@@ -241,10 +263,13 @@ def _manifest(folder: Path, parameters: dict) -> dict:
         return {}
 
 
-def _cached(folder: Path, entries: dict) -> dict[str, np.ndarray] | None:
-    """The verified arrays of a split; ``None``, with the reason said, if they are damaged."""
+def _cached(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray] | None:
+    """The verified arrays of a split; ``None`` if they are not there, or damaged, which is said."""
     arrays = {}
     try:
+        entries = _manifest(folder, parameters).get(split)
+        if not entries:
+            return None
         for name, (file, digest) in entries.items():
             if sha256(folder / file) != digest:
                 raise UserError(f"{folder / file}: damaged (SHA-256 differs)")
@@ -264,8 +289,7 @@ def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndar
             np.save(temporary, array)
             entries[name] = [file.name, sha256(temporary)]
     splits = _manifest(folder, parameters) | {split: entries}
-    content = {"parameters": parameters, "splits": splits}
-    write_json(folder / "manifest.json", content | {"sha256": _digest(content)})
+    write_json(folder / "manifest.json", {"parameters": parameters, "splits": splits})
 
 
 def _check_made(arrays: dict[str, np.ndarray], name: str, channels: int) -> None:
@@ -307,8 +331,7 @@ def load(
         raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {SPLITS}, not {split!r}")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit must be >= 1, not {limit}")
+    check_counts(workers=workers, **{} if limit is None else {"limit": limit})
     root, source = Path(root), SOURCES[name]
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is not a folder; give another data root")
@@ -319,12 +342,14 @@ def load(
         raise UserError(f"{root}: no such folder of pictures; give it as the data root")
     folder = root / source.cache
     parameters = source.parameters(root)
-    entries = _manifest(folder, parameters).get(split)
-    arrays = _cached(folder, entries) if entries else None
+    arrays = _cached(folder, split, parameters)
     if arrays is None:
-        arrays = source.make(split, root, workers, progress)
-        _check_made(arrays, name, source.channels)
-        _store(folder, split, parameters, arrays)
+        with locked(folder, wait=True):
+            arrays = _cached(folder, split, parameters)  # if another process made it meanwhile
+            if arrays is None:
+                arrays = source.make(split, root, workers, progress)
+                _check_made(arrays, name, source.channels)
+                _store(folder, split, parameters, arrays)
     return _data_set(arrays, limit)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from rgflow_core import cli, datasets
-from rgflow_core.errors import UserError
+from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import check_writable, provenance, write_json
+from rgflow_core.images import check_images
 from rgflow_core.model import PictureModel
 
 
@@ -36,6 +37,8 @@ def bits_per_dim(
     Returns:
         (N,) float64.
     """
+    check_images(images, model.flow.config.shape)
+    check_counts(batch=batch)
     model = PictureModel(model.flow.fold(), model.prior)
     bar = tqdm(
         total=len(images), desc="evaluating", unit="image", leave=False, disable=not progress
@@ -117,23 +120,32 @@ def main() -> None:
         "Bits per dimension of a model on a data split, with the standard error over pictures. "
         "FILE is our .safetensors, a training checkpoint, or either published layout."
     )
-    parser.add_argument("file", metavar="FILE", help="checkpoint")
+    parser.add_argument("file", type=cli.file_name, metavar="FILE", help="checkpoint")
     parser.add_argument("--dataset", choices=datasets.SOURCES, default="msds1", help="data set")
-    parser.add_argument("--data-root", default="data", help="data folder")
+    parser.add_argument("--data-root", type=cli.file_name, default="data", help="data folder")
     parser.add_argument("--split", choices=datasets.SPLITS, default="test", help="data split")
     parser.add_argument("--limit", type=cli.count, help="only the first so many pictures")
     parser.add_argument("--prior", choices=cli.NAMES, help="prior, if the file does not say")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the noise")
     parser.add_argument("--batch-size", type=cli.count, default=200, help="pictures at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", help="write the result, with its provenance, to this JSON file")
+    parser.add_argument(
+        "--out", type=cli.file_name, help="write the result, with its provenance, to this JSON file"
+    )
     args = parser.parse_args()
     if args.out and Path(args.out).exists():
         raise UserError(f"{args.out} exists; give another name, results are not overwritten")
     check_writable(Path(args.out or ".").parent)
     model, _ = cli.load_model(args.file, args.prior, args.device)
     images = datasets.load(args.dataset, args.split, args.data_root, args.limit).images
-    result = summary(bits_per_dim(model, images, args.seed, args.batch_size))
+    bits = bits_per_dim(model, images, args.seed, args.batch_size)
+    bad = (~bits.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"{args.file}: {len(bad)} of {len(bits)} pictures have no finite bits per dimension, "
+            f"first number {bad[0]}"
+        )
+    result = summary(bits)
     result |= {"dataset": args.dataset, "split": args.split, "prior": vars(model.prior)}
     if args.out:
         write_json(args.out, result | {"provenance": provenance(seed=args.seed, file=args.file)})

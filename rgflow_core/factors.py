@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, counter, datasets, msds
+from rgflow_core import checkpoints, cli, counter, datasets, msds
 from rgflow_core.errors import UserError
-from rgflow_core.files import check_writable, provenance, replacing
+from rgflow_core.files import check_writable, provenance, refusing_damage
 
 FACTORS = ("x", "y", "angle", "red", "green", "blue")
 _ORDER_STREAM = 5
@@ -107,20 +105,19 @@ def load(path: str | Path) -> FactorNet:
     Raises:
         UserError: if the file is missing, damaged, or of something else.
     """
+    if not Path(path).exists():
+        raise UserError(f"{path} is missing; python -m rgflow_core.factors makes it")
     net = FactorNet()
-    try:
-        net.load_state_dict(load_file(path))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; python -m rgflow_core.factors makes it") from None
-    except (SafetensorError, OSError, RuntimeError) as problem:
-        raise UserError(f"{path}: not a factor network: {str(problem).splitlines()[0]}") from None
+    with refusing_damage(path, "a factor network"):
+        state = checkpoints.read_tensors(path)[1]
+        net.load_state_dict(state)
+        checkpoints.check_finite(state, path)
     return net.eval().requires_grad_(False)
 
 
 def card(path: str | Path) -> dict[str, str]:
     """The provenance in the file's header."""
-    with safe_open(path, "pt") as file:
-        return file.metadata()
+    return checkpoints.read_tensors(path)[0]
 
 
 def fit(
@@ -153,11 +150,13 @@ def fit(
 
 def main() -> None:
     parser = cli.Parser("Train the network that reads the factors of both MSDS sets.")
-    parser.add_argument("--data-root", default="data", help="data folder")
+    parser.add_argument("--data-root", type=cli.file_name, default="data", help="data folder")
     parser.add_argument("--epochs", type=cli.count, default=3, help="passes through both sets")
     parser.add_argument("--limit", type=cli.count, help="only the first so many pictures of a set")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of weights and order")
-    parser.add_argument("--out", default="weights/factors.safetensors", help="file to write")
+    parser.add_argument(
+        "--out", type=cli.file_name, default="weights/factors.safetensors", help="file to write"
+    )
     args = parser.parse_args()
     if Path(args.out).exists():
         raise UserError(f"{args.out} exists; give another name, results are not overwritten")
@@ -170,8 +169,7 @@ def main() -> None:
         args.seed,
     )
     facts = provenance(seed=args.seed, epochs=args.epochs, data=[s.fingerprint for s in sets])
-    with replacing(args.out) as temporary:
-        save_file(net.state_dict(), temporary, {k: str(v) for k, v in facts.items()})
+    checkpoints.write_tensors(args.out, {k: str(v) for k, v in facts.items()}, net.state_dict())
     print(f"Done: {args.out}")
 
 

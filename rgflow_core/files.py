@@ -1,12 +1,19 @@
-"""Files written whole, and where a number came from."""
+"""Files written whole, by one process at a time, and where a number came from."""
 
+import contextlib
+import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import platform
+import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -43,12 +50,20 @@ def check_writable(folder: str | Path) -> None:
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it when done.
 
-    After an error the temporary file is removed and an earlier ``path`` is untouched.
+    After an error the temporary file is removed and an earlier ``path`` is untouched. What a
+    killed process left behind is removed by the next that writes the same file.
     """
     path = Path(path)
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, not a file; choose another name")
+    prefix = f".{path.stem}.partial-"
+    for left in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
+            left.unlink()
+    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
+    fcntl.flock(handle, fcntl.LOCK_EX)
     temporary = Path(name)
     # mkstemp makes private files; a finished one gets the usual permissions.
     umask = os.umask(0)
@@ -56,23 +71,112 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o666 & ~umask)
+        # The name must not be on the disk before the content is.
+        with temporary.open("rb") as file:
+            os.fsync(file)
         temporary.replace(path)
+    except OSError as error:  # such as a full disk, which does not say where
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"{path}: cannot be written: {reason}") from None
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
-def write_json(path: str | Path, content: object) -> None:
-    """Write JSON, whole, indented; NaN and infinity are refused."""
+@contextmanager
+def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder; a killed one counts no more.
+
+    Args:
+        folder: it is made if need be.
+        wait: for the other process to end, which is said.
+
+    Raises:
+        UserError: if another process works there, and ``wait`` is false.
+    """
+    folder = Path(folder)
+    path, new = folder / ".lock", [f for f in (folder, *folder.parents) if not f.exists()]
+    while True:
+        make_folder(folder)
+        try:
+            file = path.open("w")
+        except FileNotFoundError:  # the one before has just removed the folder
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                file.close()
+                raise
+            if not wait:
+                file.close()
+                raise UserError(
+                    f"{folder}: another process is at work there; wait for it, or choose another "
+                    "folder"
+                ) from None
+            print(f"{folder}: waiting for another process at work there", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # The one before may have removed the file that was waited for.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+        with contextlib.suppress(OSError):
+            for empty in new:  # it came to nothing
+                empty.rmdir()
+
+
+@contextmanager
+def refusing_damage(path: str | Path, what: str) -> Iterator[None]:
+    """Turn the errors that a damaged or foreign file causes into one :class:`UserError`.
+
+    Args:
+        path: the file.
+        what: it should be.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError,
+            RuntimeError, StopIteration, TypeError, ValueError, struct.error, zipfile.BadZipFile,
+            zlib.error) as error:  # fmt: skip
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"it lacks {reason}"
+        raise UserError(f"{path}: damaged or not {what}: {reason}") from None
+
+
+def _digest(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: str | Path, content: dict) -> None:
+    """Write JSON, whole, indented, with its SHA-256; NaN and infinity are refused."""
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
 
 
 def read_json(path: str | Path) -> dict:
-    """Read JSON; :class:`UserError` if it is missing or damaged."""
+    """Read JSON; :class:`UserError` if it is missing or damaged.
+
+    A file of :func:`write_json` is compared with its SHA-256; one written by hand has none.
+    """
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
+    if "sha256" in content and content.pop("sha256") != _digest(content):
+        raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
+    return content
 
 
 def sha256(path: str | Path) -> str:

@@ -28,6 +28,10 @@ _CHOICES = {
 }
 
 
+LARGEST = 4096
+"""Edge of a picture: beyond it, a damaged or malicious file is more likely than a use."""
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
@@ -85,6 +89,8 @@ class RGFlowConfig:
         for name in ("image_size", "channels", "kernel"):
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"{name} must be a whole number >= 1, not {getattr(self, name)!r}")
+        if self.image_size > LARGEST:
+            raise ValueError(f"image_size must be at most {LARGEST}, not {self.image_size}")
         if self.kernel % 2:
             raise ValueError(f"kernel must be even, not {self.kernel}")
         ratio, rest = divmod(self.image_size, self.kernel)

@@ -1,12 +1,13 @@
 """Flow and prior together: a density over pictures, and a sampler of pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rgflow_core import counter
+from rgflow_core.errors import check_counts
 from rgflow_core.flow import RGFlow
 from rgflow_core.images import bits_per_dim, check_images, dequantise, from_logit, to_logit
 from rgflow_core.priors import Prior
@@ -113,12 +114,35 @@ class PictureModel(nn.Module):
         self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
     ) -> Tensor:
         """Pictures in [0, 1], shape (n, C, L, L); arguments of :meth:`latents`."""
-        if n < 1:
-            raise ValueError(f"n must be >= 1, not {n}")
-        batches = [(i, min(batch, n - i)) for i in range(0, n, batch)]
+        return torch.cat([from_logit(y) for _, y, _ in self._samples(n, temperature, seed, batch)])
+
+    def _samples(
+        self, n: int, temperature: float | Sequence[float], seed: int, batch: int
+    ) -> Iterator[tuple[Tensor, Tensor, RGFlow]]:
+        """Batches of latents z and transformed pictures y, and the folded flow."""
+        check_counts(n=n, batch=batch)
         flow = self.flow.fold()
-        pictures = [
-            from_logit(flow.inverse(self.latents(size, temperature, seed, start))[0])
-            for start, size in batches
-        ]
-        return torch.cat(pictures)
+        for start in range(0, n, batch):
+            z = self.latents(min(batch, n - start), temperature, seed, start)
+            y, _ = flow.inverse(z)
+            if not y.isfinite().all():
+                raise ValueError(
+                    f"temperature {temperature} gives pictures that are not finite; try 1 or less"
+                )
+            yield z, y, flow
+
+    @torch.no_grad()
+    def inversion_error(
+        self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
+    ) -> Tensor:
+        """How exactly the samples of the same arguments are those of their latents.
+
+        Returns:
+            (n,) largest difference between a latent drawn and that of the picture drawn from it.
+        """
+        return torch.cat(
+            [
+                (flow(y)[0] - z).abs().flatten(1).amax(1)
+                for z, y, flow in self._samples(n, temperature, seed, batch)
+            ]
+        )

@@ -11,6 +11,8 @@ from functools import cache
 
 import numpy as np
 
+from rgflow_core.errors import check_counts
+
 SETS = ("msds1", "msds2")
 SPLITS = {"train": 90_000, "val": 10_000, "test": 10_000}
 VERSION = 1
@@ -232,6 +234,7 @@ def render(labels: np.ndarray, chunk: int = 256) -> np.ndarray:
         (2, 32, 32, 3)
     """
     labels = _check_labels(labels)
+    check_counts(chunk=chunk)
     out = np.empty((len(labels), SIZE, SIZE, 3), np.uint8)
     whole = np.empty((3, min(chunk, len(labels)) * _EDGE**2), np.float32)
     for start in range(0, len(labels), chunk):
@@ -289,6 +292,9 @@ def entropy(
     """
     if name not in SETS:
         raise ValueError(f"set must be one of {SETS}, not {name!r}")
+    check_counts(angles=angles, draws=draws)
+    if angles % GRID**2:
+        raise ValueError(f"angles must be a multiple of {GRID**2}, not {angles}")
     random = np.random.default_rng(seed)
     cells = GRID * GRID
     tile = TILE * np.stack(np.meshgrid(*[np.arange(GRID)] * 2, indexing="ij"), -1)

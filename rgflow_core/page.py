@@ -113,7 +113,8 @@ def write_html(notebook: str | Path, out: str | Path) -> None:
         exclude_output_prompt=True, embed_images=True,
     )  # fmt: skip
     # After the conversion from Markdown, which would tear MathML apart.
-    body = _mathml(exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
+    with refusing_damage(notebook, "a notebook"):
+        body = _mathml(exporter.from_notebook_node(nbformat.read(notebook, as_version=4))[0])
     body = re.sub(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)", _smaller, body)
     body = body.replace("<table>", '<div class="table" tabindex="0"><table>')
     body = body.replace("</table>", "</table></div>")

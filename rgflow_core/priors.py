@@ -71,7 +71,7 @@ class Prior:
         if len(values) not in (1, config.levels):
             raise ValueError(
                 f"temperature must be one value or {config.levels}, one per level, finest first; "
-                f"got {len(values)}"
+                f"got {len(values)} for {config.levels} levels"
             )
         if not all(math.isfinite(t) and t > 0 for t in values):
             raise ValueError(f"temperature must be positive and finite, not {temperature}")

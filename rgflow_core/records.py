@@ -12,7 +12,17 @@ from pathlib import Path
 
 import torch
 
-from rgflow_core import PictureModel, benchmarks, cli, datasets, evaluate, load, study, train
+from rgflow_core import (
+    PictureModel,
+    benchmarks,
+    checkpoints,
+    cli,
+    datasets,
+    evaluate,
+    load,
+    study,
+    train,
+)
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing, write_json
 
@@ -25,6 +35,8 @@ SUBSET = 500
 def plan(root: Path, group: str | None = None) -> dict[str, dict]:
     """Name -> settings that differ from the lean recipe, of a group's runs or of all."""
     groups = read_json(root / PLAN)
+    if group is not None and group not in groups:
+        raise UserError(f"planned must be a group of {PLAN}, {', '.join(groups)}, not {group!r}")
     chosen = groups.values() if group is None else [groups[group]]
     return {name: g["common"] | own for g in chosen for name, own in g["runs"].items()}
 
@@ -58,7 +70,7 @@ def make(name: str, root: Path) -> Path:
     if shipped:
         with replacing(root / "weights" / f"{name}.safetensors") as temporary:
             shutil.copyfile(weights, temporary)
-    torch.save(bits.float(), folder / "test_bits.pt")
+    checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
     facts["matrix_peak"] = peak  # FLOP/s of the same hour, for what "minutes" mean
     few = test.images[:SUBSET]

@@ -2,7 +2,7 @@
 
 from rgflow_core import cli, tables
 from rgflow_core.errors import UserError
-from rgflow_core.files import read_json, write_json
+from rgflow_core.files import read_json, refusing_damage, write_json
 
 # By notebook, absolute and relative. Same weights, pictures and noise: what differs between
 # machines is rounding, and what rounding does to a training.
@@ -44,7 +44,10 @@ def compare(results: dict, reference: dict[str, float]) -> list[dict]:
     """Rows of ``number``, ``here``, ``reference``, ``tolerance`` and ``verdict``."""
     here, rows = numbers(results), []
     for path in sorted(here.keys() | reference.keys()):
-        absolute, relative = next(v for k, v in TOLERANCES.items() if path.startswith(k))
+        known = [v for k, v in TOLERANCES.items() if path.startswith(k)]
+        if not known:
+            raise UserError(f"{path}: no such number in the study; TOLERANCES has none for it")
+        absolute, relative = known[0]
         mine, wanted = here.get(path), reference.get(path)
         if mine is None or wanted is None:
             tolerance, verdict = None, "missing here" if mine is None else "not in the reference"
@@ -65,12 +68,17 @@ def main() -> None:
     parser.add_argument("reference", help="reference.json")
     parser.add_argument("table", nargs="?", help="CSV to write, every number with its verdict")
     args = parser.parse_args()
-    results = read_json(args.results)
+    with refusing_damage(args.results, "results of the study"):
+        results = read_json(args.results)
+        found = numbers(results)
+        if not found:
+            raise UserError(f"{args.results}: holds no numbers; make reproduce makes them")
     if args.what == "write":
-        write_json(args.reference, numbers(results))
+        write_json(args.reference, found)
         print(f"Done: {args.reference}")
         return
-    rows = compare(results, read_json(args.reference))
+    with refusing_damage(args.reference, "a reference of the study"):
+        rows = compare(results, read_json(args.reference))
     if args.table:
         tables.write_csv(args.table, rows)
     bad = [row for row in rows if row["verdict"] != "agrees"]

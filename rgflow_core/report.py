@@ -1,7 +1,7 @@
 """The report's tables and sentences, all from ``results.json`` and the ledger.
 
 ``python -m rgflow_core.report results RESULTS README`` puts its tables into README, and
-``speed`` those of the benchmarks.
+``speed`` and ``faults`` those of the benchmarks and of the trials.
 """
 
 import math
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rgflow_core import cli, figures, ledger, study
 from rgflow_core.errors import UserError
-from rgflow_core.files import read_json, replacing
+from rgflow_core.files import read_json, refusing_damage, replacing
 
 
 def bpd_bars(
@@ -361,26 +361,57 @@ def _speed(stored: dict) -> str:
     return findings({"A1_benchmarks": stored}, ("A1",))
 
 
+def _faults(stored: dict) -> str:
+    kinds: dict[str, dict[str, int]] = {}
+    for kind, outcomes in stored["counts"].items():
+        row = kinds.setdefault(kind.split(":")[0], {})
+        for outcome, number in outcomes.items():
+            row[outcome] = row.get(outcome, 0) + number
+    lines = ["| trial | how often | what came of it |", "|---|---|---|"]
+    for kind, row in kinds.items():
+        came = ", ".join(f"{outcome} {number:,}" for outcome, number in row.items())
+        lines.append(f"| {kind} | {sum(row.values()):,} | {came} |")
+    lines.append("")
+    for name, n in stored["numbers"].items():
+        if "samples" in n:
+            lines.append(
+                f"- **{name}** in single precision: {n['test_pictures']:,} test pictures come back "
+                f"from their latents to {n['picture_error_in_bytes']:.2g} of a byte; of "
+                f"{n['samples']:,} samples at temperature 1, {n['samples_beyond_limit']} have "
+                f"latents more than {n['limit']} from those drawn (worst: number {n['worst']}), the "
+                f"others at most {n['error_of_the_others']:.1g}; bits per dimension of "
+                f"{n['bpd_pictures']} pictures differ from double precision by at most "
+                f"{n['bpd_difference']:.1g}."
+            )
+    long = stored["numbers"]["long run"]
+    lines.append(
+        f"- Memory over {long['steps']:,} training steps grew by {long['growth_in_mib']:.1f} MiB."
+    )
+    return findings({"faults": stored | {"found": "\n".join(lines)}}, ("faults",))
+
+
 def update_readme(what: str, source: str | Path, readme: str | Path) -> None:
     """Put the content of a JSON file between README's markers of the same name.
 
     Raises:
         UserError: if a file cannot be read or the markers are missing.
     """
-    text = Path(readme).read_text()
+    with refusing_damage(readme, "a text"):
+        text = Path(readme).read_text()
     begin, end = (f"<!-- {what}: {word} -->" for word in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"{readme}: needs the lines {begin} and {end} once each")
     head, _, rest = text.partition(begin)
     tail = rest.partition(end)[2]
-    middle = {"results": _results, "speed": _speed}[what](read_json(source))
+    with refusing_damage(source, "results of the study"):
+        middle = {"results": _results, "speed": _speed, "faults": _faults}[what](read_json(source))
     with replacing(readme) as temporary:
         temporary.write_text(f"{head}{begin}\n{middle}\n{end}{tail}")
 
 
 def main() -> None:
-    parser = cli.Parser("Put results or speeds into README.")
-    parser.add_argument("what", choices=("results", "speed"))
+    parser = cli.Parser("Put results, speeds or trials into README.")
+    parser.add_argument("what", choices=("results", "speed", "faults"))
     parser.add_argument("source", help="results as JSON")
     parser.add_argument("target", help="README.md to update")
     args = parser.parse_args()

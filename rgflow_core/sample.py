@@ -1,5 +1,6 @@
 """Pictures from a model: ``python -m rgflow_core.sample FILE``."""
 
+import sys
 from pathlib import Path
 
 from torch import Tensor
@@ -8,13 +9,16 @@ from rgflow_core import cli
 from rgflow_core.errors import UserError
 from rgflow_core.files import check_writable, replacing
 
+# Latents have a scale of one; shipped models stay far below (README, "Trials").
+INVERSION_LIMIT = 0.01
+
 
 def main() -> None:
     parser = cli.Parser(
         "Draw pictures from a model into one PNG. FILE is our .safetensors, a training "
         "checkpoint, or either published layout."
     )
-    parser.add_argument("file", metavar="FILE", help="checkpoint")
+    parser.add_argument("file", type=cli.file_name, metavar="FILE", help="checkpoint")
     parser.add_argument("--n", type=cli.count, default=16, help="number of pictures")
     parser.add_argument(
         "--temperature",
@@ -27,7 +31,9 @@ def main() -> None:
     parser.add_argument("--prior", choices=cli.NAMES, help="prior, if the file does not say")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the latents")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument("--out", default="samples.png", help="PNG file to write")
+    parser.add_argument(
+        "--out", type=cli.file_name, default="samples.png", help="PNG file to write"
+    )
     args = parser.parse_args()
     out = Path(args.out)
     if out.exists():
@@ -37,7 +43,15 @@ def main() -> None:
         raise UserError(f"--out must end in .png, not {args.out!r}")
     model, _ = cli.load_model(args.file, args.prior, args.device)
     temperature = args.temperature[0] if len(args.temperature) == 1 else args.temperature
-    write_grid(model.sample(args.n, temperature, args.seed), out)
+    pictures = model.sample(args.n, temperature, args.seed)
+    error, worst = model.inversion_error(args.n, temperature, args.seed).max(0)
+    if not error < INVERSION_LIMIT:
+        print(
+            f"warning: picture {worst} has latents up to {error:.2g} from those drawn: at "
+            f"temperature {temperature} single precision does not invert the flow well",
+            file=sys.stderr,
+        )
+    write_grid(pictures, out)
     print(out)
 
 

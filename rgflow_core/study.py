@@ -1,6 +1,5 @@
 """Where the study keeps things: its root, stored results, models, published numbers."""
 
-import json
 import os
 import time
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from rgflow_core.errors import UserError
-from rgflow_core.files import provenance, read_json, replacing, write_json
+from rgflow_core.files import provenance, read_json, refusing_damage, replacing, write_json
 
 _STARTED = time.perf_counter()
 
@@ -87,15 +86,18 @@ def read_results(folder: str | Path, name: str) -> tuple[dict, dict[str, np.ndar
         UserError: if they are missing or damaged.
     """
     folder = Path(folder)
-    numbers = read_json(folder / f"{name}.json")["numbers"]
+    with refusing_damage(folder / f"{name}.json", "results of a notebook"):
+        numbers = read_json(folder / f"{name}.json")["numbers"]
     arrays = folder / f"{name}.npz"
     if not arrays.exists():
         return numbers, {}
-    with np.load(arrays) as file:
+    with refusing_damage(arrays, "arrays of a notebook"), np.load(arrays) as file:
+        if bad := file.zip.testzip():  # numpy would not look beyond the shape in a header
+            raise UserError(f"{arrays}: damaged (CRC-32 of {bad} differs)")
         return numbers, dict(file)
 
 
 def collect(folder: str | Path, profile: str) -> dict:
     """All stored results of a profile, by notebook: the content of ``results.json``."""
     paths = sorted(Path(folder).glob("[0-9]*.json"))
-    return {"profile": profile} | {path.stem: json.loads(path.read_text()) for path in paths}
+    return {"profile": profile} | {path.stem: read_json(path) for path in paths}

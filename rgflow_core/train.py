@@ -28,7 +28,15 @@ from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample, speed
 from rgflow_core.errors import UserError
-from rgflow_core.files import check_writable, make_folder, provenance, replacing, write_json
+from rgflow_core.files import (
+    check_writable,
+    locked,
+    make_folder,
+    provenance,
+    refusing_damage,
+    replacing,
+    write_json,
+)
 from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
@@ -113,6 +121,9 @@ class Settings:
             value, rule = getattr(self, knob.name), knob.metadata
             if value is None and knob.default is None:
                 continue
+            plain = {str: "text that is not empty", bool: "true or false"}
+            if knob.type in plain and (type(value) is not knob.type or value == ""):
+                raise UserError(f"{knob.name} must be {plain[knob.type]}, not {value!r}")
             if "choices" in rule and value not in rule["choices"]:
                 raise UserError(
                     f"{knob.name} must be one of {tuple(rule['choices'])}, not {value!r}"
@@ -122,10 +133,12 @@ class Settings:
             if not bounds:
                 continue
             whole = knob.type in (int, int | None)
+            if whole:
+                bounds.setdefault("<", 2**31)
             good = type(value) is int or (type(value) is float and not whole)
             good = good and math.isfinite(value) and value >= rule.get("least", value)
             good = good and value > rule.get("above", -math.inf)
-            if not (good and value < rule.get("below", math.inf)):
+            if not (good and value < bounds.get("<", math.inf)):
                 wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
                 kind = "whole" if whole else "finite"
                 raise UserError(f"{knob.name} must be a {kind} number {wanted}, not {value!r}")
@@ -191,10 +204,17 @@ class _BarHandler(logging.Handler):
         tqdm.write(self.format(record))
 
 
+class _FileHandler(logging.FileHandler):
+    """Log lines in a file; a full disk stops the run, as it would at the next checkpoint."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
 @contextlib.contextmanager
 def _logging_to(folder: Path) -> Iterator[None]:
     logs = make_folder(folder / "logs")
-    file = logging.FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
+    file = _FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -356,8 +376,7 @@ class _Run:
             "running": self.running,
             "starts": self.starts,
         }
-        with replacing(path) as temporary:
-            torch.save(state | self.facts, temporary)
+        checkpoints.write_pickle(path, state | self.facts)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; :class:`UserError` if it is damaged or of another run."""
@@ -428,17 +447,19 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
             )
             for split, limit in (("train", settings.train_images), ("val", settings.val_images))
         )
-    run = _Run(settings, ranks.device, data.fingerprint)
-    if latest := latest_checkpoint(folder):
-        run.restore(latest)
-    run.starts.append({"step": run.step, "commit": provenance()["commit"]})
-    final = folder / "model.safetensors"
-    if final.exists() and len(run.history) >= settings.epochs:
-        return final
     with _deferred_signals() as signals, contextlib.ExitStack() as stack:
+        if not ranks.rank:
+            stack.enter_context(locked(folder))
+        run = _Run(settings, ranks.device, data.fingerprint)
+        if latest := latest_checkpoint(folder):
+            run.restore(latest)
+        run.starts.append({"step": run.step, "commit": provenance()["commit"]})
+        final = folder / "model.safetensors"
+        if final.exists() and len(run.history) >= settings.epochs:
+            return final
         stack.callback(ranks.close)
         if not ranks.rank:
-            stack.enter_context(_logging_to(make_folder(folder)))
+            stack.enter_context(_logging_to(folder))
         _loop(run, ranks, folder, data.images.to(ranks.device), val.images, signals, progress)
         if not ranks.rank:
             _finish(run, folder)
@@ -609,8 +630,10 @@ def _truncate(metrics: Path, step: int) -> None:
     """Drop lines written after the checkpoint that a run resumes from."""
     if metrics.exists():
         # A line without an end was being written when the run was killed.
-        lines = metrics.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with refusing_damage(metrics, "the metrics of a run; remove it to go on without"):
+            lines = metrics.read_text().splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= step]
         with replacing(metrics) as temporary:
             temporary.write_text("".join(kept))
 
@@ -655,9 +678,13 @@ def parser(defaults: bool = True) -> argparse.ArgumentParser:
             help=text,
             **kind,
         )
-    out.add_argument("--out", default="runs", help="folder in which the run's folder is made")
+    out.add_argument(
+        "--out", type=cli.file_name, default="runs", help="folder in which the run's folder is made"
+    )
     out.add_argument("--test-mode", action="store_true", help="128 training, 64 validation images")
-    out.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    out.add_argument(
+        "--resume", type=cli.file_name, metavar="RUN", help="go on with the run in this folder"
+    )
     return out
 
 
@@ -666,7 +693,7 @@ def main() -> None:
     given = vars(parser(defaults=False).parse_args())
     out, resume, test_mode = (given.pop(name) for name in ("out", "resume", "test_mode"))
     if test_mode:
-        given |= TEST_MODE
+        given = TEST_MODE | given
     if resume:
         folder = Path(resume)
         path = latest_checkpoint(folder)

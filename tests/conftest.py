@@ -17,3 +17,7 @@ torch.set_num_threads(1)
 def _same_start():
     """Global random numbers do not leak from one test to the next."""
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", metavar="FILE", help="make all trials, write their counts to FILE")
