@@ -16,7 +16,7 @@ from PIL import Image
 
 from rgflow_core import cli
 from rgflow_core.errors import UserError
-from rgflow_core.files import replacing
+from rgflow_core.files import refusing_damage, replacing
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 180

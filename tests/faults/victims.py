@@ -13,7 +13,8 @@ import torch
 import torchvision.utils  # noqa: F401
 from support import TINY
 
-from rgflow_core import cli, datasets, figures, msds, report, study, train
+from rgflow_core import cli, datasets, figures, msds, study, train
+from rgflow_core.page import write_html
 
 SETTINGS = train.Settings(
     model="lean", train_images=64, val_images=8, batch_size=16, epochs=3, img_samples=1,
@@ -60,7 +61,7 @@ def page(folder: Path) -> None:
         for k, cell in enumerate(cells):
             cell["id"] = str(k)
         nbformat.write(nbformat.v4.new_notebook(cells=cells), temporary)
-    report.write_html(notebook, folder / "report.html")
+    write_html(notebook, folder / "report.html")
 
 
 VICTIMS = {"data": data, "training": training, "results": results, "report": page}
