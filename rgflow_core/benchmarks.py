@@ -7,6 +7,7 @@ of a shared machine drift; so ours and theirs alternate, and the machine's own m
 timed between them.
 """
 
+import copy
 import json
 import math
 import statistics
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from rgflow_core import cli
+from rgflow_core import cli, speed
 from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
 
 
@@ -230,6 +231,49 @@ def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
         folded.inverse(y)
 
     return {"train": train, "evaluate": evaluate, "sample": sample}
+
+
+def compile_race(flow: RGFlow, y: Tensor, pairs: int) -> dict:
+    """Training steps with coupling layers compiled against steps without.
+
+    Returns:
+        :func:`race`'s ``speedup`` and ``spread``, ``startup``: seconds of the first step beyond a
+        later one, and ``pays_from``: training pictures after which compiling was worth it, or
+        ``None``.
+    """
+    compiled = copy.deepcopy(flow)
+    speed.compile_couplings(compiled)
+    fast, plain = tasks(compiled, y)["train"], tasks(flow, y)["train"]
+    first = seconds(fast)
+    found = race(fast, plain, pairs)
+    one, other = (statistics.median(found[who]) for who in ("ours", "theirs"))
+    pays = math.ceil((first - one) / (other - one)) * len(y) if other > one else None
+    kept = {key: found[key] for key in ("speedup", "spread")}
+    return kept | {"startup": first - one, "pays_from": pays}
+
+
+def reach(published: dict, lean: dict, their_rate: float) -> dict:
+    """Time to the validation bpd that a published network's training reached.
+
+    Args:
+        published: record of that training, see :func:`train.train`.
+        lean: record of a lean model's training.
+        their_rate: training images per second of the published way of computing.
+
+    Returns:
+        ``bpd``, and ``ways``: ``images`` and ``seconds`` of the published way, ours, and the lean
+        model's (``None`` if it did not get there).
+    """
+    goal = min(entry["bpd"] for entry in published["validation"])
+    ways = {}
+    for name, record in (("ours", published), ("lean", lean)):
+        there = (entry for entry in record["validation"] if entry["bpd"] <= goal)
+        images = next((entry["images"] for entry in there), None)
+        share = images and images / record["images_seen"]
+        ways[name] = images and {"images": images, "seconds": share * record["seconds"]}
+    images = ways["ours"]["images"]
+    ways = {"published way": {"images": images, "seconds": images / their_rate}} | ways
+    return {"bpd": goal, "ways": ways}
 
 
 def time_shares(run: Callable[[], object], largest: int = 8) -> dict[str, float]:

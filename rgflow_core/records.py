@@ -4,6 +4,7 @@
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too.
 """
 
+import math
 import re
 import shutil
 from collections.abc import Iterable
@@ -11,7 +12,17 @@ from pathlib import Path
 
 import torch
 
-from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, study, train
+from rgflow_core import (
+    PictureModel,
+    benchmarks,
+    checkpoints,
+    cli,
+    datasets,
+    evaluate,
+    load,
+    study,
+    train,
+)
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, replacing, write_json
 
@@ -51,6 +62,7 @@ def make(name: str, root: Path) -> Path:
     folder = root / "runs" / "study" / name
     settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
     weights = train.train(settings, folder)
+    peak = benchmarks.matrix_peak()
     model = PictureModel(*load(weights)[:2])
     test = datasets.load(settings.dataset, "test", settings.data_root)
     bits = evaluate.bits_per_dim(model, test.images)
@@ -60,6 +72,7 @@ def make(name: str, root: Path) -> Path:
             shutil.copyfile(weights, temporary)
     checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
+    facts["matrix_peak"] = peak  # FLOP/s of the same hour, for what "minutes" mean
     few = test.images[:SUBSET]
     if shipped:
         draws = [bits[:SUBSET]]
@@ -77,18 +90,22 @@ def make(name: str, root: Path) -> Path:
     return record
 
 
-def tuning_table(root: Path) -> str:
-    """Markdown table of the runs that led to the lean recipe, as far as they have records."""
-    wanted = plan(root, "tuning")
-    made = read(root, wanted)
+def run_table(root: Path, group: str) -> str:
+    """Markdown table of a group's runs, as far as they have records."""
+    made = read(root, plan(root, group))
     if not made:
-        return "*No tuning run has a record yet: `make reproduce PROFILE=study` makes them.*"
-    lines = ["| model | optimiser | batch | pictures | minutes | test bpd |", "|---" * 6 + "|"]
-    for r in made.values():
+        return "*None of these runs has a record yet: `make reproduce PROFILE=study` makes them.*"
+    lines = [
+        "| run | model | optimiser | batch | pictures | minutes | GFLOP/s | test bpd |",
+        "|---" * 8 + "|",
+    ]
+    for name, r in made.items():
         s = r["settings"]
+        peak = f"{r['matrix_peak'] / 1e9:.0f}" if "matrix_peak" in r else "–"
         lines.append(
-            f"| {s['model']} | {s['optimizer']} | {s['batch_size']} | {r['images_seen']:,} | "
-            f"{r['seconds'] / 60:.1f} | {r['test']['bpd']:.3f} ± {r['test']['stderr']:.3f} |"
+            f"| {name} | {s['model']} | {s['optimizer']} | {s['batch_size']} | "
+            f"{r['images_seen']:,} | {r['seconds'] / 60:.1f} | {peak} | "
+            f"{r['test']['bpd']:.3f} ± {r['test']['stderr']:.3f} |"
         )
     return "\n".join(lines)
 
@@ -160,6 +177,33 @@ def seeds(root: Path) -> tuple[dict[str, list[float]], dict[str, dict], list[str
             comparisons[f"{first} less {second}"] = found
     missing = [name for name in wanted if name not in made]
     return {k: [v[s] for s in sorted(v)] for k, v in groups.items()}, comparisons, missing
+
+
+def against_published(root: Path, published: dict) -> dict[str, dict]:
+    """The seeds' runs of each set and prior against the published test bpd.
+
+    Args:
+        root: of the repository.
+        published: content of ``data/published.json``.
+
+    Returns:
+        "SET, PRIOR" -> ``runs``, how many of them ``reached`` the published ``bpd``, the
+        training ``images`` of a run, and the shortest and longest ``minutes``.
+    """
+    found: dict[str, dict] = {}
+    for record in read(root, plan(root, "seeds")).values():
+        set_name, prior = record["settings"]["dataset"], record["settings"]["prior"]
+        wanted = published["bpd"][set_name][prior]
+        row = found.setdefault(
+            f"{set_name}, {prior}",
+            {"runs": 0, "reached": 0, "bpd": wanted, "images": record["images_seen"]}
+            | {"minutes": [math.inf, 0.0]},
+        )
+        row["runs"] += 1
+        row["reached"] += record["test"]["bpd"] <= wanted
+        minutes = record["seconds"] / 60
+        row["minutes"] = [min(row["minutes"][0], minutes), max(row["minutes"][1], minutes)]
+    return found
 
 
 def ablations(root: Path) -> tuple[list[dict], list[str]]:

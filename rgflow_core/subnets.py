@@ -225,7 +225,8 @@ class LeanSubnet(nn.Module):
         """The map from (half, half-step) to the coupling's parameters."""
 
         def parameters(half: Tensor, step: int) -> tuple[Tensor, ...]:
-            s, t, *bump = self.halves[step](half).chunk(self.outputs, -1)
+            # What follows is never in a network's reduced precision.
+            s, t, *bump = self.halves[step](half).to(half.dtype).chunk(self.outputs, -1)
             s = 2 * torch.tanh(s / 2)
             if not bump:
                 return s, t

@@ -26,7 +26,7 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample
+from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample, speed
 from rgflow_core.errors import UserError
 from rgflow_core.files import (
     check_writable,
@@ -101,7 +101,15 @@ class Settings:
     images_per_epoch: int | None = _knob(None, "pictures between two validations", least=1)
     train_images: int | None = _knob(None, "train on the first so many only", least=1)
     val_images: int | None = _knob(None, "validate on the first so many only", least=1)
-    checkpointing: bool = _knob(False, "recompute activations: less memory, more time")
+    checkpointing: bool | None = _knob(
+        None, "recompute activations: less memory, more time; by default where memory is short"
+    )
+    precision: str = _knob(
+        "float32",
+        "of matrix products in training; tf32 wants an NVIDIA GPU; validation is float32",
+        choices=speed.PRECISIONS,
+    )
+    compile: bool = _knob(False, "torch.compile the coupling layers: pays in long runs")
     device: str = _knob("auto", "auto, cpu, cuda, cuda:1, ...")
     workers: int = _knob(8, "threads that make data", least=1)
     img_samples: int = _knob(16, "samples drawn each epoch", least=1)
@@ -342,7 +350,7 @@ class _Run:
     def __init__(self, settings: Settings, device: torch.device, fingerprint: str) -> None:
         self.settings, self.config = settings, flow_config(settings)
         torch.manual_seed(settings.seed)
-        flow = RGFlow(self.config).to(device).use_checkpointing(settings.checkpointing)
+        flow = RGFlow(self.config).to(device)
         self.model = PictureModel(flow, Prior(settings.prior, settings.convention))
         self.optimizers = _optimizers(settings, flow)
         self.facts = {
@@ -430,6 +438,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
             f"batch_size must be a multiple of the {ranks.world} processes, not "
             f"{settings.batch_size}"
         )
+    speed.check_precision(settings.precision, ranks.device)
     # Before anything is written: what is missing or damaged should leave nothing behind.
     with ranks.first_alone():
         data, val = (
@@ -476,6 +485,12 @@ def _loop(
     epoch_steps = max(1, (settings.images_per_epoch or len(images)) // batch_size)
     steps = settings.epochs * epoch_steps
     order = Order(len(images), settings.seed)
+    recompute = settings.checkpointing
+    if recompute is None:
+        recompute = speed.needs_checkpointing(flow, batch_size // ranks.world)
+    flow.use_checkpointing(recompute)
+    if settings.compile:
+        speed.compile_couplings(flow)
     parameters = list(flow.parameters())
     log.info(
         f"{settings.model} model, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, "
@@ -525,12 +540,13 @@ def _loop(
                 batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
             noise = model.noise(index, settings.seed, passes)
             x = dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
-            log_prob = sum(parallel(*to_logit(x))) / run.config.dim
-            bpd = bits_per_dim(log_prob.detach())
-            outlier = bpd > OUTLIER_BPD
-            loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
-            flow.zero_grad(set_to_none=True)
-            loss.backward()
+            with speed.precision(settings.precision, images.device):
+                log_prob = sum(parallel(*to_logit(x))) / run.config.dim
+                bpd = bits_per_dim(log_prob.detach())
+                outlier = bpd > OUTLIER_BPD
+                loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
+                flow.zero_grad(set_to_none=True)
+                loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             stop = torch.full_like(loss, bool(signals))
             step_values = torch.stack((loss, bpd.mean(), outlier.double().mean(), stop))
@@ -647,7 +663,9 @@ def parser(defaults: bool = True) -> argparse.ArgumentParser:
     )
     for knob in fields(Settings):
         kind = {"action": "store_true"}
-        if knob.type is not bool:
+        if knob.type == bool | None:
+            kind = {"action": argparse.BooleanOptionalAction}
+        elif knob.type is not bool:
             kind = {"type": {int | None: int}.get(knob.type, knob.type)}
             kind["choices"] = knob.metadata.get("choices")
             kind["metavar"] = "NAME" if kind["choices"] else knob.name.split("_")[-1].upper()

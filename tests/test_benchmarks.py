@@ -50,3 +50,19 @@ def test_tasks_leave_the_weights_alone():
         run()
     for name, value in flow.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-9)
+
+
+def test_time_to_a_bpd_is_counted_from_the_curves():
+    def record(bits, seconds):
+        curve = [{"bpd": bpd, "images": 10 * (k + 1)} for k, bpd in enumerate(bits)]
+        return {"validation": curve, "images_seen": 10 * len(bits), "seconds": seconds}
+
+    found = benchmarks.reach(record([8, 6, 7], 60.0), record([7, 6.5, 5, 4], 8.0), their_rate=0.5)
+    assert found["bpd"] == 6
+    assert found["ways"] == {
+        "published way": {"images": 20, "seconds": 40.0},
+        "ours": {"images": 20, "seconds": 40.0},
+        "lean": {"images": 30, "seconds": 6.0},
+    }
+    slow = benchmarks.reach(record([8, 6], 60.0), record([7], 8.0), their_rate=0.5)
+    assert slow["ways"]["lean"] is None

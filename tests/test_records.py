@@ -29,7 +29,8 @@ def test_records_are_of_the_plan():
     for name, record in records.read(ROOT, list(names)).items():
         wanted = train.Settings(**train.LEAN_RECIPE | records.plan(ROOT)[name])
         made = train.Settings(**record["settings"])
-        assert replace(made, data_root="x", workers=1) == replace(wanted, data_root="x", workers=1)
+        here = {"data_root": "x", "workers": 1, "checkpointing": None}  # a machine's own
+        assert replace(made, **here) == replace(wanted, **here)
         assert record["test"]["images"] == 10_000
         assert record["images_seen"] == record["validation"][-1]["images"]
 
@@ -72,6 +73,7 @@ def test_make(tmp_path, monkeypatch):
     record = read_json(path)
     assert record["images_seen"] == 64
     assert record["test"]["images"] == 50
+    assert record["matrix_peak"] > 0
     assert (tmp_path / "weights" / "a.safetensors").exists()
     card = (tmp_path / "weights" / "README.md").read_text()
     assert f"{record['test']['bpd']:.4f}" in card
@@ -126,3 +128,22 @@ def test_ablations_are_compared_by_seed(tmp_path):
     assert by_name["without_tanh"]["less_unchanged"] == [0.25], "seed 2 has nothing to compare with"
     assert len(missing) == 16
     assert "(without noise: 1.000)" in records.ablation_table(rows)
+
+
+def test_seeds_against_the_published_value(tmp_path):
+    (tmp_path / records.FOLDER).mkdir(parents=True)
+    (tmp_path / records.PLAN).write_text((ROOT / records.PLAN).read_text())
+    published = {"bpd": {"msds1": {"laplace": 1.5, "gaussian": 1.5}}}
+    assert records.against_published(tmp_path, published) == {}
+    assert "None of these" in records.run_table(tmp_path, "seeds")
+    for seed, bpd, seconds in ((1, 1.4, 60.0), (2, 1.6, 120.0)):
+        settings = {"dataset": "msds1", "prior": "laplace", "model": "lean"}
+        settings |= {"optimizer": "muon", "batch_size": 16}
+        write_json(
+            tmp_path / records.FOLDER / f"msds1_laplace_seed{seed}.json",
+            {"settings": settings, "images_seen": 48, "seconds": seconds}
+            | {"test": {"bpd": bpd, "stderr": 0.1}, "matrix_peak": 2e9},
+        )
+    wanted = {"runs": 2, "reached": 1, "bpd": 1.5, "images": 48, "minutes": [1.0, 2.0]}
+    assert records.against_published(tmp_path, published) == {"msds1, laplace": wanted}
+    assert "| 2.0 | 2 | 1.600 ± 0.100 |" in records.run_table(tmp_path, "seeds")

@@ -607,3 +607,24 @@ def test_missing_data_leaves_no_run_behind(tmp_path):
     with pytest.raises(UserError, match="celeba"):
         run(tmp_path / "run", dataset="celeba", data_root=str(tmp_path / "data"))
     assert files_below(tmp_path) == []
+
+
+def test_recomputed_activations_change_nothing(whole, tmp_path):
+    run(tmp_path / "run", checkpointing=True)
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_reduced_precision_trains_nearly_alike_and_validates_in_float32(whole, tmp_path):
+    path = run(tmp_path / "run", precision="bf16")
+    ours, theirs = (json.loads((f / "record.json").read_text()) for f in (whole, path.parent))
+    assert theirs["settings"]["precision"] == "bf16"
+    bits = [[entry["bpd"] for entry in record["validation"]] for record in (ours, theirs)]
+    assert bits[0] != bits[1]
+    assert bits[0] == pytest.approx(bits[1], abs=0.05)
+    model = PictureModel(*load(path)[:2])
+    val = datasets.load("msds1", "val", RUN.data_root, RUN.val_images, progress=False)
+    again = evaluate.bits_per_dim(model, val.images, progress=False).mean().item()
+    assert again == pytest.approx(min(bits[1]), abs=1e-6)
+    with pytest.raises(UserError, match="tf32 needs an NVIDIA GPU"):
+        run(tmp_path / "other", precision="tf32")
+    assert not (tmp_path / "other").exists()
