@@ -24,6 +24,7 @@ from rgflow_core.files import read_json
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
+PATIENCE = 600  # seconds: the cores may be busy
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +44,7 @@ def start(name, folder, **how):
 
 def finish(name, folder):
     process = start(name, folder)
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == 0
     # Nothing is left of those that were killed.
     assert [f for f in files_below(folder) if "/." in f or f.startswith(".")] == []
@@ -128,7 +129,7 @@ def test_at_file_operations(name, undisturbed, tmp_path, trials, counts):
     for trial in range(trials(1, 8 if name == "training" else 18)):
         folder = tmp_path / str(trial)
         process = start(name, folder, event=draw.randrange(1, 120 if name == "training" else 25))
-        process.join(120)
+        process.join(PATIENCE)
         died = process.exitcode == -signal.SIGKILL
         assert died or process.exitcode == 0
         counts(f"killed: {name}", "resumed identical" if died else "had finished")
@@ -142,7 +143,7 @@ def test_inside_checkpoint_writes(undisturbed, tmp_path, trials, counts):
     for write in range(1, trials(1, 8) + 1):
         folder = tmp_path / str(write)
         process = start("training", folder, write=write)
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == -signal.SIGKILL
         assert any(".partial-" in f for f in files_below(folder))
         counts("killed: training", "resumed identical")
@@ -201,7 +202,7 @@ def test_two_at_once(undisturbed, tmp_path, counts):
         folder, says = tmp_path / name, tmp_path / f"{name}.txt"
         processes = [start(name, folder, says=str(says)) for _ in range(2)]
         for process in processes:
-            process.join(120)
+            process.join(PATIENCE)
         codes = sorted(process.exitcode for process in processes)
         assert codes == ([0, 2] if name == "training" else [0, 0])
         line = {"training": f"error: {folder / 'run'}: another process is at work there"}
@@ -221,7 +222,7 @@ def test_signals(name, code, undisturbed, tmp_path, counts):
     while process.exitcode is None and not (tmp_path / "x" / "run" / "ckpt").exists():
         process.join(0.01 * seconds)
     os.kill(process.pid, getattr(signal, name))
-    process.join(120)
+    process.join(PATIENCE)
     assert process.exitcode == code
     assert (tmp_path / "x" / "run" / "ckpt" / "rgflow_last.pth").exists()
     assert says.read_text() == ("interrupted\n" if code == 130 else "")
@@ -241,7 +242,7 @@ def test_no_room(name, limit, undisturbed, tmp_path, counts):
     """A file cannot grow further: one line names it, what was there is whole, and it goes on."""
     folder, says = tmp_path / "x", tmp_path / "says.txt"
     process = start(name, folder, limit=limit, says=str(says))
-    process.join(120)
+    process.join(PATIENCE)
     lines = says.read_text().splitlines()
     assert (process.exitcode, len(lines)) == (2, 1), lines
     assert lines[0].startswith("error: ")
@@ -265,7 +266,7 @@ def test_a_full_disk(undisturbed, tmp_path, trials, counts):
                 pytest.skip("mounting is not allowed here")
             try:
                 process = start(name, folder, says=str(says))
-                process.join(120)
+                process.join(PATIENCE)
                 lines = says.read_text().splitlines()
                 assert (process.exitcode, len(lines)) == (2, 1), lines
                 assert lines[0].startswith("error: ")
@@ -294,7 +295,7 @@ def test_a_folder_gone_or_replaced(name, obstacle, undisturbed, tmp_path, counts
     if obstacle == "file":
         with contextlib.suppress(OSError):
             inside.write_text("precious")
-    process.join(120)
+    process.join(PATIENCE)
     lines = says.read_text().splitlines()
     assert process.exitcode in (0, 2)  # 0: it was done, or made its folder again
     assert len(lines) <= 1 or process.exitcode == 0, lines
