@@ -107,7 +107,7 @@ def prior_sentences(numbers: dict) -> list[str]:
 
 
 def sample_sentences(numbers: dict) -> list[str]:
-    """The best of the temperatures tried by Fréchet distance, as list items."""
+    """The best of the temperatures tried, and samples that explode, as list items."""
     lines = []
     for name, points in numbers["frechet"]["curves"].items():
         best = min(points, key=lambda point: point["value"])
@@ -115,6 +115,14 @@ def sample_sentences(numbers: dict) -> list[str]:
         lines.append(
             f"- **Samples, {study.title(name)}**: Fréchet distance in our own features lowest "
             f"at temperature {best['temperature']:g}, {best['value']:.3f}; real pictures {floor:.3f}."
+        )
+    for name, rows in numbers["exploded"].items():
+        listed = ", ".join(
+            f"{of['share']:.1%} ± {of['stderr']:.1%} at temperature {t}" for t, of in rows.items()
+        )
+        lines.append(
+            f"- **Samples that explode, {study.title(name)}**: {listed} do not come back to their "
+            "latents in single precision."
         )
     return lines
 
