@@ -212,11 +212,14 @@ def summary(results: dict, published: dict, entries: list[dict]) -> str:
         results: the content of ``results.json``.
         published: the content of ``data/published.json``.
         entries: of the ledger.
+
+    Raises:
+        UserError: if a notebook has not left its results.
     """
-    bpd, sparse, fields, space = (
-        results[name]["numbers"]
-        for name in ("03_bpd_evaluation", "04_sparsity", "05_receptive_fields", "06_latent_space")
-    )
+    needed = ("03_bpd_evaluation", "04_sparsity", "05_receptive_fields", "06_latent_space")
+    if missing := [name for name in needed if name not in results]:
+        raise UserError(f"no results of {', '.join(missing)}; run them (or make reproduce)")
+    bpd, sparse, fields, space = (results[name]["numbers"] for name in needed)
     grown = ", ".join(
         f"{of['factor']:.2f} ({of['low']:.2f} … {of['high']:.2f}; {study.title(name)})"
         for name, of in fields["growth"].items()

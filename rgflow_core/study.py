@@ -98,6 +98,12 @@ def read_results(folder: str | Path, name: str) -> tuple[dict, dict[str, np.ndar
 
 
 def collect(folder: str | Path, profile: str) -> dict:
-    """All stored results of a profile, by notebook: the content of ``results.json``."""
+    """All stored results of a profile, by notebook: the content of ``results.json``.
+
+    Raises:
+        UserError: if there are none.
+    """
     paths = sorted(Path(folder).glob("[0-9]*.json"))
+    if not paths:
+        raise UserError(f"{folder}: no results; run notebooks 01 to 06 (or make reproduce)")
     return {"profile": profile} | {path.stem: read_json(path) for path in paths}
