@@ -204,6 +204,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _typed() -> str:
+    """The command line, without the folder that the program happens to lie in."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def provenance(**more: object) -> dict:
     """Commit, versions, hardware and date, plus what the caller adds (command, seed, ...)."""
     packages = ("torch", "numpy", "matplotlib")
@@ -220,6 +225,6 @@ def provenance(**more: object) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         # The Makefile says what was typed; a notebook's kernel cannot know.
         "command": os.environ.get("RGFLOW_COMMAND")
-        or ("jupyter" if "ipykernel" in sys.modules else " ".join(sys.argv)),
+        or ("jupyter" if "ipykernel" in sys.modules else _typed()),
         **more,
     }
