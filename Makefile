@@ -153,7 +153,7 @@ FIGURES := $(sort $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.i
 ifeq ($(wildcard data/records/msds*_seed*.json),)
 FIGURES := $(filter-out %_seeds,$(FIGURES))
 endif
-ifeq ($(wildcard data/records/ablation_unchanged_*.json),)
+ifeq ($(filter-out data/records/ablation_unchanged_%,$(wildcard data/records/ablation_*.json)),)
 FIGURES := $(filter-out %_ablations,$(FIGURES))
 endif
 FIGURES := $(foreach kind,png pdf csv,$(FIGURES:%=$(R)/figures/%.$(kind)))
@@ -179,6 +179,7 @@ reference: $(SETUP)  ## Make the numbers of figures/results.json the reference
 # --- Speed ----------------------------------------------------------------------------------------
 .PHONY: bench
 bench: $(SETUP)  ## Measure speed against the published way; fills figures/benchmarks.json
+	rm -rf runs/bench
 	OMP_NUM_THREADS=$(CORES) $(PYTHON) -m papermill notebooks/A1_benchmarks.ipynb runs/A1_benchmarks.ipynb \
 		--no-progress-bar --log-level ERROR --stdout-file /dev/stdout -p out runs/bench \
 		-y '{hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches: [8, 32, 128], pictures: 2000, \

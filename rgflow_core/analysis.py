@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from rgflow_core.flow import RGFlow, lattice_levels
@@ -178,7 +179,8 @@ def growth(areas: list[dict]) -> dict[str, float]:
     error = np.array([row["stderr"] / row["area"] / (2 * math.log(2)) for row in areas])
     weights = 1 / np.maximum(error, 1e-3)
     (slope, _), covariance = np.polyfit(range(len(areas)), log_edge, 1, w=weights, cov=True)
-    spread = 1.96 * math.sqrt(covariance[0, 0])
+    # The covariance is scaled by what the fit leaves, of as many points less two.
+    spread = stats.t.ppf(0.975, len(areas) - 2) * math.sqrt(covariance[0, 0])
     return {name: float(2 ** (slope + d)) for name, d in
             (("factor", 0), ("low", -spread), ("high", spread))}  # fmt: skip
 

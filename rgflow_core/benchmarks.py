@@ -26,6 +26,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from rgflow_core import cli, speed
+from rgflow_core.errors import UserError
 from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
 
 
@@ -240,9 +241,13 @@ def compile_race(flow: RGFlow, y: Tensor, pairs: int) -> dict:
         :func:`race`'s ``speedup`` and ``spread``, ``startup``: seconds of the first step beyond a
         later one, and ``pays_from``: training pictures after which compiling was worth it, or
         ``None``.
+
+    Raises:
+        UserError: without a compiler.
     """
     compiled = copy.deepcopy(flow)
-    speed.compile_couplings(compiled)
+    if not speed.compile_couplings(compiled):
+        raise UserError("compiling needs a C++ compiler: install g++, or name another in CXX")
     fast, plain = tasks(compiled, y)["train"], tasks(flow, y)["train"]
     first = seconds(fast)
     found = race(fast, plain, pairs)

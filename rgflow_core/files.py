@@ -46,6 +46,17 @@ def check_writable(folder: str | Path) -> None:
             return
 
 
+def _lock(file: object, how: int) -> bool:
+    """``flock``; false where the file system has no locks, as some of clusters."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return False
+    return True
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary name beside ``path`` to write to; rename it when done.
@@ -63,7 +74,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
             left.unlink()
     handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    _lock(handle, fcntl.LOCK_EX)
     temporary = Path(name)
     # mkstemp makes private files; a finished one gets the usual permissions.
     umask = os.umask(0)
@@ -103,7 +114,8 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
         except FileNotFoundError:  # the one before has just removed the folder
             continue
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                print(f"{folder}: cannot be locked; start no other process there", file=sys.stderr)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 file.close()
@@ -204,6 +216,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def _typed() -> str:
+    """The command line, without the folder that the program happens to lie in."""
+    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def provenance(**more: object) -> dict:
     """Commit, versions, hardware and date, plus what the caller adds (command, seed, ...)."""
     packages = ("torch", "numpy", "matplotlib")
@@ -220,6 +237,6 @@ def provenance(**more: object) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         # The Makefile says what was typed; a notebook's kernel cannot know.
         "command": os.environ.get("RGFLOW_COMMAND")
-        or ("jupyter" if "ipykernel" in sys.modules else " ".join(sys.argv)),
+        or ("jupyter" if "ipykernel" in sys.modules else _typed()),
         **more,
     }

@@ -145,7 +145,8 @@ def print_pdf(page: str | Path) -> str:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         return f"{target.name}: not written, no Chromium is installed"
-    with tempfile.TemporaryDirectory() as folder:
+    # What it has started may outlive it for a moment, and write.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         printed = Path(folder) / "page.pdf"
         # The page is our own and loads nothing; without a sandbox root can print it too.
         command = [

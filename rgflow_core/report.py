@@ -111,14 +111,23 @@ def sample_sentences(numbers: dict) -> list[str]:
     lines = []
     for name, points in numbers["frechet"]["curves"].items():
         best = min(points, key=lambda point: point["value"])
+        tried = [point["temperature"] for point in points]
+        edge = {min(tried): ", the lowest tried", max(tried): ", the highest tried"}
         floor = numbers["frechet"]["floors"][name.split("_")[0]]
         lines.append(
             f"- **Samples, {study.title(name)}**: Fréchet distance in our own features lowest "
-            f"at temperature {best['temperature']:g}, {best['value']:.3f}; real pictures {floor:.3f}."
+            f"at temperature {best['temperature']:g}{edge.get(best['temperature'], '')}, "
+            f"{best['value']:.3f} ± {best['spread']:.3f}; real pictures {floor:.3f}."
         )
     for name, rows in numbers["exploded"].items():
         listed = ", ".join(
-            f"{of['share']:.1%} ± {of['stderr']:.1%} at temperature {t}" for t, of in rows.items()
+            (
+                f"{of['share']:.1%} ± {of['stderr']:.1%}"
+                if 0 < of["share"] < 1
+                else f"{of['share']:.0%}"
+            )
+            + f" of {of['samples']} at temperature {t}"
+            for t, of in rows.items()
         )
         lines.append(
             f"- **Samples that explode, {study.title(name)}**: {listed} do not come back to their "
@@ -165,8 +174,8 @@ def _likelihoods(bpd: dict, published: dict) -> list[str]:
             f"- **Likelihood, {set_name.upper()}.** {', '.join(ours)} bits per dimension on "
             f"{row['images']:,} test pictures, by models of "
             f"{bpd['models'][name]['parameters'] / 1e6:.1f} M parameters; published for "
-            f"{published['parameters'] / 1e6:.1f} M: {', '.join(theirs)}. No model can go below "
-            f"{bpd['limits'][set_name]:.3f}."
+            f"{published['parameters'] / 1e6:.1f} M: {', '.join(theirs)}. The generator's entropy, "
+            f"the limit of all models, is at most {bpd['limits'][set_name]:.3f}."
         )
     return lines
 
@@ -203,6 +212,19 @@ def _sparse(sparse: dict) -> list[str]:
         f"independent Laplace latents {sparse['references']['rotation']['laplace']:.3f}, latents "
         "without axes nothing."
     ]
+
+
+def _size(bpd: dict, published: dict) -> str:
+    """How large the analysed models are, and what follows for the published training."""
+    size = max(model["parameters"] for model in bpd["models"].values())
+    of_size = (
+        f"{size / 1e6:.1f} M parameters, the published one {published['parameters'] / 1e6:.1f} M"
+    )
+    return f"The analysed models have up to {of_size}" + (
+        "; a result of theirs is no verdict on the published training."
+        if size < published["parameters"]
+        else "."
+    )
 
 
 def summary(results: dict, published: dict, entries: list[dict]) -> str:
@@ -245,8 +267,7 @@ def summary(results: dict, published: dict, entries: list[dict]) -> str:
         f"- **Scale separation**, from 0 to an ideal 1: {scores}. Drawing a level's latents anew "
         f"changes the global factor most at the coarsest level in {coarsest} of {len(acting)} "
         "models.",
-        "- **What this rests on.** Lean models, far smaller than the published ones. Their numbers "
-        "are no verdict on the published training.",
+        f"- **What this rests on.** {_size(bpd, published)}",
         "",
         f"Verdicts on {len(entries)} published claims:",
         "",
@@ -279,12 +300,9 @@ def limits(results: dict, published: dict, entries: list[dict]) -> list[str]:
     """What the numbers rest on, as Markdown list items."""
     numbers = {name: of["numbers"] for name, of in results.items() if name != "profile"}
     bpd, space = numbers["03_bpd_evaluation"], results["06_latent_space"]["provenance"]
-    size = max(model["parameters"] for model in bpd["models"].values())
     untested = [e["claim"] for e in entries if e["rests_on"] == "nothing that was run"]
     lines = [
-        f"- **Size.** The analysed models have up to {size / 1e6:.1f} M parameters, the published "
-        f"one {published['parameters'] / 1e6:.1f} M; a result of theirs is no verdict on the "
-        "published training.",
+        f"- **Size.** {_size(bpd, published)}",
         "- **Seeds.** Each analysed model is one training run. Runs with several seeds: "
         f"{'; '.join(map(_group, bpd['seeds'])) or 'none'}. Planned runs without a record: "
         f"{len(bpd['missing'])}.",

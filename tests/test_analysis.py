@@ -148,3 +148,13 @@ def test_radius_of_known_maps():
     square = torch.zeros(1, 32, 32)
     square[0, :8, :8] = 1.0
     assert torch.allclose(analysis.radius(square.roll((-3, -3), (1, 2))), analysis.radius(square))
+
+
+def test_the_interval_of_growth_holds_the_truth_as_often_as_it_says():
+    random, held = np.random.default_rng(0), 0
+    for _ in range(1000):
+        areas = 30 * 1.8 ** (2 * np.arange(4))
+        rows = [{"area": a * (1 + 0.05 * random.normal()), "stderr": 0.05 * a} for a in areas]
+        found = analysis.growth(rows)
+        held += found["low"] <= 1.8 <= found["high"]
+    assert 920 < held < 980  # two standard errors are 14
