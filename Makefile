@@ -21,7 +21,7 @@ PRIORS := laplace gaussian
 MODELS := $(R)/models
 DATA := {sets: [msds1, msds2], images: 10000, full: true, angles: 131072}
 EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, site_images: 500, \
-	temperatures: [0.5, 0.6, 0.7, 0.8, 0.9, 1.0], fakes: 500, angles: 131072}
+	temperatures: [0.5, 0.7, 0.9, 1.0, 1.1, 1.2], fakes: 500, angles: 131072}
 SPARSITY := {images: 2000, rotations: 4}
 FIELDS := {latents: 12, samples: 32}
 LATENT := {uniform: [0.8, 0.9, 1.0, 1.1, 1.2], fakes: 200, repeats: 3, real: 1000, mixed: 100, \

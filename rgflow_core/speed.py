@@ -29,13 +29,14 @@ def check_precision(name: str, device: torch.device) -> None:
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Inside, matrix products take operands rounded to ``name``; all else is float32 or better.
+    """Inside, the networks compute in ``name``; all else is float32 or better.
 
     Couplings, log-determinants and the prior's sums are never rounded, so that the density stays
     one: only the networks' answers differ a little from those in float32.
 
     Args:
-        name: "float32", "tf32" (10 bits of mantissa, NVIDIA GPUs) or "bf16" (7 bits).
+        name: "float32", "tf32" (matrix products with 10 bits of mantissa, NVIDIA GPUs) or "bf16"
+            (by torch's autocast: products, and most of what networks do between them, with 7).
         device: where the products are computed.
 
     Raises:
@@ -88,7 +89,9 @@ def needs_checkpointing(flow: RGFlow, batch: int) -> bool:
     like = next(flow.parameters())
     # Gradients and the optimiser's two moments.
     state = 3 * sum(p.numel() * p.element_size() for p in flow.parameters())
-    need, free = kept_bytes(flow, batch) + state, free_bytes(like.device)
+    # Processes of one machine share its memory, unless each has a GPU.
+    share = 1 if like.is_cuda else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    need, free = kept_bytes(flow, batch) + state, free_bytes(like.device) / share
     recompute = need > _USABLE * free
     log.info(
         f"A step needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "

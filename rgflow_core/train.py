@@ -109,7 +109,7 @@ class Settings:
         "of matrix products in training; tf32 wants an NVIDIA GPU; validation is float32",
         choices=speed.PRECISIONS,
     )
-    compile: bool = _knob(False, "torch.compile the coupling layers: pays in long runs")
+    compile: bool = _knob(False, "torch.compile the coupling layers")
     device: str = _knob("auto", "auto, cpu, cuda, cuda:1, ...")
     workers: int = _knob(8, "threads that make data", least=1)
     img_samples: int = _knob(16, "samples drawn each epoch", least=1)

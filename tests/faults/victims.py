@@ -47,7 +47,7 @@ def results(folder: Path) -> None:
     _, arrays = study.read_results(folder / "results", "01_x")
     for name in ("fig01_x", "fig02_x"):
         figure = figures.picture_sheets({"a sheet": arrays["pictures"]}, columns=4)
-        figures.save(figure, folder / "figures", name)
+        figures.save(figure, folder / "figures", name, [{"picture": 1}])
     collected = study.collect(folder / "results", "small")
     study.write_json(folder / "results.json", collected)
 
@@ -99,8 +99,25 @@ def _die_in_write(number: int) -> None:
     torch.save = half
 
 
+def _signal_in_training(number: int) -> None:
+    batch = train.Order.batch
+
+    def with_signal(order: train.Order, step: int, batch_size: int) -> tuple:
+        if step == 5:
+            signal.raise_signal(number)
+        return batch(order, step, batch_size)
+
+    train.Order.batch = with_signal
+
+
 def run(
-    name: str, folder: Path, event: int = 0, write: int = 0, limit: int = 0, says: str = os.devnull
+    name: str,
+    folder: Path,
+    event: int = 0,
+    write: int = 0,
+    limit: int = 0,
+    signalled: int = 0,
+    says: str = os.devnull,
 ) -> None:
     """Run a victim as a command.
 
@@ -110,6 +127,7 @@ def run(
         event: die at this file operation.
         write: die half through this checkpoint.
         limit: bytes that a file may have, as on a full disk.
+        signalled: signal that comes in the middle of a training's second epoch.
         says: file for what it says on stderr.
     """
     torch.set_num_threads(1)
@@ -121,4 +139,6 @@ def run(
         _die_at_event(folder, event)
     if write:
         _die_in_write(write)
+    if signalled:
+        _signal_in_training(signalled)
     cli.run(lambda: VICTIMS[name](folder))
