@@ -177,13 +177,14 @@ reference: $(SETUP)  ## Make the numbers of figures/results.json the reference
 	$(PYTHON) -m rgflow_core.reference write figures/results.json figures/reference.json
 
 # --- Speed ----------------------------------------------------------------------------------------
+BENCH := {hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches: [8, 32, 128], \
+	pictures: 2000, everything: true, judged: 256, compiling: true, steps: 60, lean_images: 6400}
 .PHONY: bench
 bench: $(SETUP)  ## Measure speed against the published way; fills figures/benchmarks.json
 	rm -rf runs/bench
 	OMP_NUM_THREADS=$(CORES) $(PYTHON) -m papermill notebooks/A1_benchmarks.ipynb runs/A1_benchmarks.ipynb \
 		--no-progress-bar --log-level ERROR --stdout-file /dev/stdout -p out runs/bench \
-		-y '{hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches: [8, 32, 128], pictures: 2000, \
-		everything: true, judged: 256, compiling: true, steps: 60, lean_images: 6400}'
+		-y '$(BENCH)'
 	cp runs/bench/results/A1_benchmarks.json figures/benchmarks.json
 	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
 
