@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+import yaml
 
 from rgflow_core import report, study
 from rgflow_core.errors import UserError
@@ -93,6 +95,18 @@ def test_unknown_profile_is_refused():
     )
     assert done.returncode == 2
     assert "PROFILE must be one of smoke, default, study, retrain, paper" in done.stderr
+
+
+def test_bench_gives_its_notebook_parameters_that_it_has():
+    command = subprocess.run(
+        ["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.replace("\\\n", "")
+    words = next(w for w in map(shlex.split, command.splitlines()) if "-y" in w)
+    given = yaml.safe_load(words[words.index("-y") + 1])
+    cells = nbformat.read(ROOT / "notebooks" / "A1_benchmarks.ipynb", as_version=4).cells
+    (own,) = (c.source for c in cells if "parameters" in c.metadata.get("tags", []))
+    assert given
+    assert all(re.search(rf"\b{name}\b.* = ", own) for name in given)
 
 
 PRODUCTS = [
