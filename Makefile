@@ -44,7 +44,7 @@ TRAIN := {}
 PLANNED := shipped
 else ifeq ($(PROFILE),paper)
 # IGF23's training: its prior convention and flips; the parity of the first half is the authors'.
-TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, optimizer: adamw, beta2: 0.999, warmup: 0, schedule: constant, convention: unit_scale, flip: true}
+TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, optimizer: adamw, beta2: 0.999, outlier_bpd: null, warmup: 0, schedule: constant, convention: unit_scale, flip: true}
 else
 $(error PROFILE must be one of smoke, default, study, retrain, paper, not '$(PROFILE)')
 endif

@@ -49,9 +49,6 @@ MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE, "narrow": _
 MODELS |= {f"narrow_{name}": _NARROW | {"subnet": name} for name in ABLATIONS}
 MODELS["narrow_paper_order"] = _NARROW | {"order": "paper"}
 ORDER_STREAM, FLIP_STREAM = 3, 4
-# Worse than an untrained model's 8.5 bits: one such picture, whose gradient is millions of times
-# the others', once in 200,000 spoils the optimisers' moments and with them the model.
-OUTLIER_BPD = 16.0
 TEST_MODE = {"train_images": 128, "val_images": 64}
 
 log = logging.getLogger("rgflow")
@@ -93,6 +90,9 @@ class Settings:
     weight_decay: float = _knob(5e-5, "weight decay of AdamW", least=0)
     beta2: float = _knob(0.999, "decay of AdamW's second moment", above=0, below=1)
     clip: float = _knob(1.0, "largest norm of the gradient", above=0)
+    outlier_bpd: float | None = _knob(
+        None, "pictures worse than this are not learned from; by default all are", above=0
+    )
     warmup: int = _knob(0, "steps over which the learning rate rises", least=0)
     schedule: str = _knob("constant", "or cosine down to 0", choices=("constant", "cosine"))
     flip: bool = _knob(False, "mirror training pictures at random (natural sets always do)")
@@ -150,6 +150,9 @@ LEAN_RECIPE = {
     "lr": 3e-3,
     "optimizer": "muon",
     "beta2": 0.99,
+    # Worse than an untrained model's 8.5 bits: one such picture, whose gradient is millions of
+    # times the others', once in 200,000 spoils the optimisers' moments and with them the model.
+    "outlier_bpd": 16.0,
     "warmup": 200,
     "schedule": "cosine",
 }
@@ -478,6 +481,7 @@ def _loop(
 ) -> None:
     settings, model, flow = run.settings, run.model, run.model.flow
     parallel = DistributedDataParallel(model) if ranks.world > 1 else model
+    outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
     flips = settings.flip or datasets.SOURCES[settings.dataset].flip
     batch_size = min(settings.batch_size, len(images))
     if batch_size < settings.batch_size:
@@ -543,7 +547,7 @@ def _loop(
             with speed.precision(settings.precision, images.device):
                 log_prob = sum(parallel(*to_logit(x))) / run.config.dim
                 bpd = bits_per_dim(log_prob.detach())
-                outlier = bpd > OUTLIER_BPD
+                outlier = bpd > outlier_bpd
                 loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
                 flow.zero_grad(set_to_none=True)
                 loss.backward()
@@ -658,15 +662,15 @@ def parser(defaults: bool = True) -> argparse.ArgumentParser:
     out = cli.Parser(
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
         "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
-        "and want a GPU; on a CPU try: --model lean --batch-size 16 --lr 3e-3 --optimizer muon "
-        "--beta2 0.99 --warmup 200 --schedule cosine."
+        "and want a GPU; on a CPU try: "
+        + " ".join(f"--{knob.replace('_', '-')} {value}" for knob, value in LEAN_RECIPE.items())
     )
     for knob in fields(Settings):
         kind = {"action": "store_true"}
         if knob.type == bool | None:
             kind = {"action": argparse.BooleanOptionalAction}
         elif knob.type is not bool:
-            kind = {"type": {int | None: int}.get(knob.type, knob.type)}
+            kind = {"type": {int | None: int, float | None: float}.get(knob.type, knob.type)}
             kind["choices"] = knob.metadata.get("choices")
             kind["metavar"] = "NAME" if kind["choices"] else knob.name.split("_")[-1].upper()
         text = knob.metadata["help"]

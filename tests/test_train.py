@@ -60,6 +60,29 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
+def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch):
+    original = train.bits_per_dim
+
+    def one_is_bad(log_prob):
+        bits = original(log_prob)
+        bits[0] += 100
+        return bits
+
+    monkeypatch.setattr(train, "bits_per_dim", one_is_bad)
+    weights = {"whole": load(whole / "model.safetensors").flow.state_dict()}
+    for name, limit in {"learned": None, "excluded": 16.0}.items():
+        weights[name] = load(run(tmp_path / name, outlier_bpd=limit)).flow.state_dict()
+    same = {
+        name: all(torch.equal(weights[name][k], v) for k, v in weights["whole"].items())
+        for name in weights
+    }
+    assert same == {"whole": True, "learned": True, "excluded": False}
+    (log,) = (tmp_path / "excluded" / "logs").iterdir()
+    assert "Step 0: 1 outliers not learned from" in log.read_text()
+    with pytest.raises(FloatingPointError, match="diverged"):
+        run(tmp_path / "all", outlier_bpd=0.01)
+
+
 def weights(path):
     return torch.load(path, weights_only=True)["model"]
 
