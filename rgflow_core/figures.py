@@ -293,26 +293,37 @@ def seed_points(
     return figure
 
 
-def ablation_points(rows: list[dict]) -> Figure:
-    """What each change of the narrow network does to the test bpd, a point for each seed."""
-    changed = [row for row in rows if row["name"] != "unchanged" and row["less_unchanged"]]
-    changed.sort(key=lambda row: np.mean(row["less_unchanged"]))
-    figure, axes = _axes(1, 1, COLUMN, 0.22 * len(changed) + 0.7)
-    axis = axes[0, 0]
-    for k, row in enumerate(changed):
-        axis.plot(row["less_unchanged"], [k] * len(row["less_unchanged"]), "o", color=GREEN,
-                  markerfacecolor="none")  # fmt: skip
-        axis.plot(np.mean(row["less_unchanged"]), k, "|", ms=9, color="black")
+def ablation_points(rows: dict[str, dict]) -> Figure:
+    """What each change of the narrow network does to the test bpd, a point for each seed.
+
+    Beside it the validation curves of the last seed: unchanged in black, the rest in grey.
+    """
+    changed = {n: row for n, row in rows.items() if n != "unchanged" and row["less_unchanged"]}
+    names = sorted(changed, key=lambda name: np.mean(changed[name]["less_unchanged"]))
+    figure, axes = _axes(1, 2, PAGE, 0.22 * len(names) + 0.9)
+    axis, curves = axes[0]
+    for k, name in enumerate(names):
+        values = changed[name]["less_unchanged"]
+        axis.plot(values, [k] * len(values), "o", color=GREEN, markerfacecolor="none")
+        axis.plot(np.mean(values), k, "|", ms=9, color="black")
     axis.axvline(0, color=GREY, lw=0.8)
     axis.set_xscale("symlog", linthresh=0.1)
     axis.margins(x=0.1)
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_yticks(range(len(changed)), [row["name"].replace("_", " ") for row in changed])
-    axis.set(ylim=(-0.6, len(changed) - 0.4))
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axis.set(ylim=(-0.6, len(names) - 0.4))
     axis.set_xlabel(
         "test bpd less that of the unchanged network\n(linear up to ± 0.1, then logarithmic)"
     )
     axis.grid(axis="x")
+    for name, row in rows.items():
+        if "curve" in row:
+            base = name == "unchanged"
+            curves.plot(
+                [n / 1000 for n in row["curve"]["images"]], row["curve"]["bpd"],
+                ".-", color="black" if base else GREY, lw=1.4 if base else 0.8, zorder=2 + base,
+            )  # fmt: skip
+    curves.set(xlabel="training pictures, thousands", ylabel="validation bpd")
     return figure
 
 

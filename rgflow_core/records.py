@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from rgflow_core import (
     train,
 )
 from rgflow_core.errors import UserError
-from rgflow_core.files import read_json, replacing, write_json
+from rgflow_core.files import provenance, read_json, replacing, write_json
 
 PLAN = "data/runs.json"
 FOLDER = "data/records"
@@ -61,7 +62,15 @@ def make(name: str, root: Path) -> Path:
         raise UserError(f"{name} is not a run of the study; those are: {', '.join(runs)}")
     folder = root / "runs" / "study" / name
     settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
-    weights = train.train(settings, folder)
+    try:
+        weights = train.train(settings, folder)
+    except FloatingPointError as problem:
+        if name not in plan(root, "ablations"):
+            raise
+        # What an ablation does to the training is its result, also if nothing is left of it.
+        facts = {"name": name, "settings": asdict(settings), "diverged": str(problem)}
+        write_json(record, facts | provenance(seed=settings.seed))
+        return record
     peak = benchmarks.matrix_peak()
     model = PictureModel(*load(weights)[:2])
     test = datasets.load(settings.dataset, "test", settings.data_root)
@@ -206,40 +215,44 @@ def against_published(root: Path, published: dict) -> dict[str, dict]:
     return found
 
 
-def ablations(root: Path) -> tuple[list[dict], list[str]]:
+def ablations(root: Path) -> tuple[dict[str, dict], list[str]]:
     """What each change of the narrow published network does, and the runs that are not there.
 
     Returns:
-        Rows of ``name``, ``bpd`` of its seeds, ``less_unchanged`` (the differences from the
-        unchanged network of the same seed), ``without_noise`` (test bpd without noise, if that is
-        how it was trained) and ``curve``.
+        Change -> ``bpd`` of its seeds, ``less_unchanged`` (the differences from the unchanged
+        network of the same seed), ``diverged`` (how many seeds have no bpd), ``without_noise``
+        (test bpd without noise, if that is how it was trained) and ``curve`` of its last seed.
     """
     wanted = plan(root, "ablations")
     made, rows = read(root, wanted), {}
     for name, record in made.items():
         change, seed = re.fullmatch(r"ablation_(\w+)_seed(\d+)", name).groups()
-        row = rows.setdefault(change, {"name": change, "bpd": [], "less_unchanged": []})
+        row = rows.setdefault(change, {"bpd": [], "less_unchanged": [], "diverged": 0})
+        if "diverged" in record:
+            row["diverged"] += 1
+            continue
         row["bpd"].append(record["test"]["bpd"])
-        base = made.get(f"ablation_unchanged_seed{seed}")
-        if base:
+        base = made.get(f"ablation_unchanged_seed{seed}", {})
+        if "test" in base:
             row["less_unchanged"].append(record["test"]["bpd"] - base["test"]["bpd"])
         if "test_without_noise" in record:
             row.setdefault("without_noise", []).append(record["test_without_noise"]["bpd"])
         row["curve"] = {k: [v[k] for v in record["validation"]] for k in ("images", "bpd")}
-    return list(rows.values()), [name for name in wanted if name not in made]
+    return rows, [name for name in wanted if name not in made]
 
 
-def ablation_table(rows: list[dict]) -> str:
+def ablation_table(rows: dict[str, dict]) -> str:
     """Markdown table of :func:`ablations`."""
     if not rows:
         return "*No ablation has been run yet: `make reproduce PROFILE=study` runs them.*"
     lines = ["| change | test bpd, each seed | less unchanged, each seed |", "|---|---|---|"]
-    for row in rows:
-        bpd = ", ".join(f"{v:.3f}" for v in row["bpd"])
+    for name, row in rows.items():
+        listed = [f"{v:.3f}" for v in row["bpd"]] + ["diverged"] * row["diverged"]
+        bpd = ", ".join(listed)
         change = ", ".join(f"{v:+.3f}" for v in row["less_unchanged"])
         if "without_noise" in row:
             bpd += " (without noise: " + ", ".join(f"{v:.3f}" for v in row["without_noise"]) + ")"
-        lines.append(f"| {row['name'].replace('_', ' ')} | {bpd} | {change} |")
+        lines.append(f"| {name.replace('_', ' ')} | {bpd} | {change or '–'} |")
     return "\n".join(lines)
 
 

@@ -136,21 +136,27 @@ def sample_sentences(numbers: dict) -> list[str]:
     return lines
 
 
-def ablation_sentences(rows: list[dict]) -> list[str]:
+def ablation_sentences(rows: dict[str, dict]) -> list[str]:
     """Which changes of :func:`rgflow_core.records.ablations` hurt, by seeds, as list items."""
     sorts = {"Worse": [], "Better": [], "Better in some seeds, worse in others": []}
-    changed = [row for row in rows if row["name"] != "unchanged" and row["less_unchanged"]]
-    for row in changed:
+    changed = {n: row for n, row in rows.items() if n != "unchanged" and row["less_unchanged"]}
+    for name, row in changed.items():
         low, high = min(row["less_unchanged"]), max(row["less_unchanged"])
         sort = list(sorts)[0 if low > 0 else 1 if high < 0 else 2]
         span = f"{low:+.3f}" + (f" … {high:+.3f}" if high > low else "")
-        sorts[sort].append(f"{row['name'].replace('_', ' ')} ({span})")
-    seeds = max((len(row["less_unchanged"]) for row in changed), default=0)
-    return [
+        sorts[sort].append(f"{name.replace('_', ' ')} ({span})")
+    seeds = max((len(row["less_unchanged"]) for row in changed.values()), default=0)
+    lines = [
         f"- **{sort}** than the unchanged network, bpd over up to {seeds} seeds: {'; '.join(names)}."
         for sort, names in sorts.items()
         if names
     ]
+    failed = [
+        f"{name.replace('_', ' ')} ({row['diverged']} of {len(row['bpd']) + row['diverged']} seeds)"
+        for name, row in rows.items()
+        if row["diverged"]
+    ]
+    return lines + ([f"- **Training diverges**: {'; '.join(failed)}."] if failed else [])
 
 
 def evaluation_sentences(numbers: dict, published: dict) -> list[str]:

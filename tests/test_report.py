@@ -56,19 +56,20 @@ def test_not_reproduced_lists_those_claims_and_no_other(results, claims):
 
 
 def test_ablations_are_sorted_by_the_sign_of_every_seed():
-    rows = [
-        {"name": "unchanged", "less_unchanged": [0.0]},
-        {"name": "a_b", "less_unchanged": [0.1, 0.2]},
-        {"name": "c", "less_unchanged": [-0.1]},
-        {"name": "d", "less_unchanged": [-0.1, 0.1]},
-        {"name": "e", "less_unchanged": []},
-    ]
-    worse, better, mixed = report.ablation_sentences(rows)
+    rows = {
+        "unchanged": {"bpd": [2.0], "less_unchanged": [0.0], "diverged": 0},
+        "a_b": {"bpd": [2.1, 2.2], "less_unchanged": [0.1, 0.2], "diverged": 0},
+        "c": {"bpd": [1.9], "less_unchanged": [-0.1], "diverged": 1},
+        "d": {"bpd": [1.9, 2.1], "less_unchanged": [-0.1, 0.1], "diverged": 0},
+        "e": {"bpd": [], "less_unchanged": [], "diverged": 2},
+    }
+    worse, better, mixed, failed = report.ablation_sentences(rows)
     assert worse.startswith("- **Worse**")
     assert worse.endswith("a b (+0.100 … +0.200).")
     assert better.endswith("c (-0.100).")
     assert mixed.endswith("d (-0.100 … +0.100).")
-    assert report.ablation_sentences([]) == []
+    assert failed.endswith("c (1 of 2 seeds); e (2 of 2 seeds).")
+    assert report.ablation_sentences({}) == []
 
 
 def test_limits_name_what_was_not_run(results, claims):
