@@ -393,7 +393,19 @@ def _results(collected: dict) -> str:
 
 
 def _speed(stored: dict) -> str:
-    return findings({"A1_benchmarks": stored}, ("A1",))
+    published = read_json(study.root() / "data" / "published.json")["speed"]
+    rates = stored["numbers"]["rates"]
+
+    def over(who: str) -> str:
+        shares = {task: rates[f"{task}/{who}"]["of_peak"] for task in published["of_peak"]}
+        return ", ".join(f"{t} {v / published['of_peak'][t]:.2f}" for t, v in shares.items())
+
+    theirs = ", ".join(f"{task} {value:.2f}" for task, value in published["of_peak"].items())
+    line = (
+        f"- **Fraction of the matrix-product peak over that of the published codes** ({theirs}; "
+        f"{published['source']}): {over('ours')}; the comparator below {over('theirs')}."
+    )
+    return f"{line}\n{findings({'A1_benchmarks': stored}, ('A1',))}"
 
 
 def _faults(stored: dict) -> str:
