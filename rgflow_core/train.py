@@ -495,9 +495,9 @@ def _loop(
     flow.use_checkpointing(recompute)
     if settings.compile:
         speed.compile_couplings(flow)
-    parameters = list(flow.parameters())
+    parameters = [p for p in flow.parameters() if p.requires_grad]
     log.info(
-        f"{settings.model} model, {sum(p.numel() for p in parameters) / 1e6:.2f} M parameters, "
+        f"{settings.model} model, {sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, "
         f"{settings.prior} prior, {len(images)} training and {len(val)} validation images, "
         f"on {images.device}" + (f" and {ranks.world} processes" if ranks.world > 1 else "")
     )

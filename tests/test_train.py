@@ -60,6 +60,12 @@ def metrics(folder):
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
+@pytest.mark.parametrize("model", [name for name in train.MODELS if name.startswith("narrow")])
+def test_every_ablation_trains(model, tmp_path):
+    run(tmp_path, model=model, train_images=2, val_images=1, batch_size=2, epochs=1, img_samples=1)
+    assert (tmp_path / "model.safetensors").exists()
+
+
 def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch):
     original = train.bits_per_dim
 
