@@ -296,7 +296,8 @@ def seed_points(
 def ablation_points(rows: dict[str, dict]) -> Figure:
     """What each change of the narrow network does to the test bpd, a point for each seed.
 
-    Beside it the validation curves of the last seed: unchanged in black, the rest in grey.
+    Beside it the validation curves of the last seed: unchanged in black, the rest in grey, the
+    one that ends highest with its name.
     """
     changed = {n: row for n, row in rows.items() if n != "unchanged" and row["less_unchanged"]}
     names = sorted(changed, key=lambda name: np.mean(changed[name]["less_unchanged"]))
@@ -316,14 +317,20 @@ def ablation_points(rows: dict[str, dict]) -> Figure:
         "test bpd less that of the unchanged network\n(linear up to ± 0.1, then logarithmic)"
     )
     axis.grid(axis="x")
-    for name, row in rows.items():
-        if "curve" in row:
-            base = name == "unchanged"
-            curves.plot(
-                [n / 1000 for n in row["curve"]["images"]], row["curve"]["bpd"],
-                ".-", color="black" if base else GREY, lw=1.4 if base else 0.8, zorder=2 + base,
-            )  # fmt: skip
-    curves.set(xlabel="training pictures, thousands", ylabel="validation bpd")
+    drawn = {name: row["curve"] for name, row in rows.items() if "curve" in row}
+    for name, curve in drawn.items():
+        style = {"color": GREY, "lw": 0.8}
+        if name == "unchanged":
+            style = {"color": "black", "lw": 1.4, "zorder": 3, "label": name}
+        curves.plot([n / 1000 for n in curve["images"]], curve["bpd"], ".-", **style)
+    if "unchanged" in drawn:
+        curves.legend(loc="lower left")
+    worst = max(drawn, key=lambda name: drawn[name]["bpd"][-1])
+    curves.annotate(
+        worst.replace("_", " "), (drawn[worst]["images"][-1] / 1000, drawn[worst]["bpd"][-1]),
+        (0, 10), textcoords="offset points", ha="right", fontsize=7,
+    )  # fmt: skip
+    curves.set(xlabel="training pictures seen / thousands", ylabel="validation bpd")
     return figure
 
 

@@ -159,10 +159,28 @@ def ablation_sentences(rows: dict[str, dict]) -> list[str]:
     return lines + ([f"- **Training diverges**: {'; '.join(failed)}."] if failed else [])
 
 
+def _record_sentences(numbers: dict) -> list[str]:
+    """Affine couplings alone, and short trainings against the published bpd, as list items."""
+    lines = [
+        f"- **Affine couplings only, {study.title(name.removesuffix('_affine'))}** (record): "
+        f"{row['bpd']:.3f} ± {row['stderr']:.3f} after {row['seen']:,} training pictures."
+        for name, row in numbers["affine"].items()
+    ]
+    for name, row in numbers["reached"].items():
+        low, high = row["minutes"]
+        lines.append(
+            f"- **Short trainings, {_group(name)}**: {row['reached']} of {row['runs']} runs over "
+            f"{row['images']:,} pictures reach the published {row['bpd']}, in {low:.1f} to "
+            f"{high:.1f} minutes."
+        )
+    return lines
+
+
 def evaluation_sentences(numbers: dict, published: dict) -> list[str]:
     """What notebook 03 found, as Markdown list items, all from its stored numbers."""
     lines = bpd_sentences(numbers, published) + prior_sentences(numbers)
     lines += sample_sentences(numbers) + ablation_sentences(numbers["ablations"])
+    lines += _record_sentences(numbers)
     if numbers["missing"]:
         lines.append(f"- {len(numbers['missing'])} runs of the study have no record yet.")
     return lines
@@ -394,16 +412,18 @@ def _results(collected: dict) -> str:
 
 def _speed(stored: dict) -> str:
     published = read_json(study.root() / "data" / "published.json")["speed"]
-    rates = stored["numbers"]["rates"]
+    theirs, rates = published["of_peak"], stored["numbers"]["rates"]
 
-    def over(who: str) -> str:
-        shares = {task: rates[f"{task}/{who}"]["of_peak"] for task in published["of_peak"]}
-        return ", ".join(f"{t} {v / published['of_peak'][t]:.2f}" for t, v in shares.items())
+    def listed(shares: dict[str, float]) -> str:
+        return ", ".join(f"{task} {share:.2f}" for task, share in shares.items())
 
-    theirs = ", ".join(f"{task} {value:.2f}" for task, value in published["of_peak"].items())
+    ours, comparator = (
+        listed({task: rates[f"{task}/{who}"]["of_peak"] / theirs[task] for task in theirs})
+        for who in ("ours", "theirs")
+    )
     line = (
-        f"- **Fraction of the matrix-product peak over that of the published codes** ({theirs}; "
-        f"{published['source']}): {over('ours')}; the comparator below {over('theirs')}."
+        "- **Fraction of the matrix-product peak over that of the published codes** "
+        f"({listed(theirs)}; {published['source']}): {ours}; the comparator below {comparator}."
     )
     return f"{line}\n{findings({'A1_benchmarks': stored}, ('A1',))}"
 

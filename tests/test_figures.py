@@ -32,13 +32,12 @@ BARS = [
         ("MSDS1", None, "limit", None),
     )
 ]
+ABLATION_CURVE = {"images": [10, 20], "bpd": [4.0, 3.0]}
 ABLATIONS = {
-    "unchanged": {"less_unchanged": [0.0, 0.0], "diverged": 0},
-    "without_rescaling": {"less_unchanged": [0.3, 4.0], "diverged": 0},
-    "flips": {"less_unchanged": [-0.01], "diverged": 1},
+    "unchanged": {"less_unchanged": [0.0, 0.0], "diverged": 0, "curve": ABLATION_CURVE},
+    "without_rescaling": {"less_unchanged": [0.3, 4.0], "diverged": 0, "curve": ABLATION_CURVE},
+    "flips": {"less_unchanged": [-0.01], "diverged": 1, "curve": ABLATION_CURVE},
 }
-for row in ABLATIONS.values():
-    row["curve"] = {"images": [10, 20], "bpd": [4.0, 3.0]}
 COMPARED = {"msds1, laplace, scale 1 less msds1, laplace": {"mean": 0.1, "low": -0.1, "high": 0.3}}
 
 
