@@ -65,7 +65,7 @@ def make(name: str, root: Path) -> Path:
     try:
         weights = train.train(settings, folder)
     except FloatingPointError as problem:
-        if name not in plan(root, "ablations"):
+        if not any(name in plan(root, group) for group in ("ablations", "changes")):
             raise
         # What an ablation does to the training is its result, also if nothing is left of it.
         facts = {"name": name, "settings": asdict(settings), "diverged": str(problem)}
