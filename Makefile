@@ -71,6 +71,8 @@ MAKEFLAGS += -j$(JOBS)
 endif
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 export GOMP_SPINCOUNT ?= 10000
+# `study` lies beside the notebooks, which run in their own folder.
+export PYTHONPATH := notebooks
 # For the provenance of results.
 export RGFLOW_COMMAND := make $(or $(MAKECMDGOALS),help) PROFILE=$(PROFILE)
 
@@ -82,7 +84,7 @@ done = $(R)/$(1)$(if $*,_$*)
 define run
 @mkdir -p $(R)
 @echo "== notebooks/$(1).ipynb -> $(done).ipynb"
-@partial=$(done).partial-$$$$.ipynb; $(PYTHON) -m papermill notebooks/$(1).ipynb $$partial --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
+@partial=$(done).partial-$$$$.ipynb; $(PYTHON) -m papermill notebooks/$(1).ipynb $$partial --cwd notebooks --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
 	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $$partial" >&2; exit 1; }; \
 	mv $$partial $(done).ipynb
 endef
@@ -113,7 +115,7 @@ setup: $(SETUP)  ## Make .venv from requirements.lock (part of every target)
 .PHONY: reproduce
 ifeq ($(PROFILE),default)
 reproduce: figures/results.json  ## Regenerate every number and figure (PROFILE=default)
-	@$(PYTHON) -m rgflow_core.reference check figures/results.json figures/reference.json $(R)/comparison.csv
+	@$(PYTHON) -m study.reference check figures/results.json figures/reference.json $(R)/comparison.csv
 	@echo "Done: report figures/report.html, numbers and figures in figures/"
 else ifeq ($(PROFILE),study)
 # Their records name runs; those there are kept. Then the default profile, on what they left.
@@ -121,13 +123,13 @@ RECORDS := $(shell sed -n 's|^      "\([a-z0-9_]*\)":.*|data/records/\1.json|p' 
 reproduce: $(RECORDS)
 	$(MAKE) reproduce PROFILE=default
 $(RECORDS): data/records/%.json: | $(SETUP) $(R)/01_data.ipynb
-	$(PYTHON) -m rgflow_core.records $*
+	$(PYTHON) -m study.records $*
 else
 reproduce: $(R)/report.html
 	@echo "Done: report $(R)/report.html, numbers $(R)/results.json, figures $(R)/figures/"
 endif
 
-CORE := $(wildcard rgflow_core/*.py)
+CORE := $(wildcard rgflow_core/*.py notebooks/study/*.py)
 DATA_CORE := $(addprefix rgflow_core/,msds.py datasets.py)
 N := $(R)/results
 
@@ -161,20 +163,20 @@ $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) &: notebooks/07_figures.ipynb
 	$(call run,07_figures,{profile: $(PROFILE)})
 
 # And report.pdf, where a Chromium is installed.
-$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) rgflow_core/page.py
-	@$(PYTHON) -m rgflow_core.page $< $@
+$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) notebooks/study/page.py
+	@$(PYTHON) -m study.page $< $@
 
 # Only the default profile writes to figures/ and README's table.
 figures/results.json: $(R)/report.html
 	@mkdir -p figures
 	@rm -f figures/fig* figures/report.*
 	@cp $(FIGURES) $(R)/report.* figures/
-	@$(PYTHON) -m rgflow_core.report results $(R)/results.json README.md
+	@$(PYTHON) -m study.report results $(R)/results.json README.md
 	@cp $(R)/results.json figures/
 
 .PHONY: reference
 reference: $(SETUP)  ## Make the numbers of figures/results.json the reference
-	$(PYTHON) -m rgflow_core.reference write figures/results.json figures/reference.json
+	$(PYTHON) -m study.reference write figures/results.json figures/reference.json
 
 # --- Speed ----------------------------------------------------------------------------------------
 BENCH := {hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches: [8, 32, 128], \
@@ -183,10 +185,10 @@ BENCH := {hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches
 bench: $(SETUP)  ## Measure speed against the published way; fills figures/benchmarks.json
 	rm -rf runs/bench
 	OMP_NUM_THREADS=$(CORES) $(PYTHON) -m papermill notebooks/A1_benchmarks.ipynb runs/A1_benchmarks.ipynb \
-		--no-progress-bar --log-level ERROR --stdout-file /dev/stdout -p out runs/bench \
+		--cwd notebooks --no-progress-bar --log-level ERROR --stdout-file /dev/stdout -p out runs/bench \
 		-y '$(BENCH)'
 	cp runs/bench/results/A1_benchmarks.json figures/benchmarks.json
-	$(PYTHON) -m rgflow_core.report speed figures/benchmarks.json README.md
+	$(PYTHON) -m study.report speed figures/benchmarks.json README.md
 
 # --- For developers -----------------------------------------------------------------------------
 .PHONY: test test-browser test-faults notebooks lab clean
@@ -206,7 +208,7 @@ test-browser: $(SETUP)  ## Move sliders of notebook 06 in headless Chromium
 
 test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
 	$(PYTHON) -m pytest tests/faults --faults figures/faults.json
-	$(PYTHON) -m rgflow_core.report faults figures/faults.json README.md
+	$(PYTHON) -m study.report faults figures/faults.json README.md
 
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks

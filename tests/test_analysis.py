@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, analysis, evaluate
+from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, evaluate
 from rgflow_core.images import dequantise, from_logit, to_logit
+from study import analysis
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import pytest
 import torch
 from support import lattice_normal, small_flow
 
-from rgflow_core import LEAN, RGFlow, RGFlowConfig, benchmarks
+from rgflow_core import LEAN, RGFlow, RGFlowConfig
+from study import benchmarks
 
 
 @pytest.mark.parametrize("first_parity", ["even", "odd"])

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from support import TINY, randomise
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, analysis, checkpoints, explore
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, checkpoints
+from study import analysis, explore
 
 
 @pytest.fixture

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from rgflow_core import checkpoints, factors, frechet, msds
+from rgflow_core import checkpoints, msds
 from rgflow_core.errors import UserError
+from study import factors, frechet
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_fid_without_weights_says_so(tmp_path, pictures):
 
 def test_files(net, tmp_path):
     path = tmp_path / "net.safetensors"
-    with pytest.raises(UserError, match=r"is missing; python -m rgflow_core\.factors"):
+    with pytest.raises(UserError, match=r"is missing; python -m study\.factors"):
         factors.load(path)
     checkpoints.write_tensors(path, {"seed": "0"}, net.state_dict())
     assert factors.card(path) == {"seed": "0"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from rgflow_core import figures, tables
+from study import figures, tables
 
 RNG = np.random.default_rng(0)
 NAMES = [f"{s}_{p}" for s in ("msds1", "msds2") for p in ("gaussian", "laplace")]

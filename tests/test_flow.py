@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import GOLDEN, PRIORS, golden, lattice_normal, randomise, small_flow
 
-from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, cones, load_published
+from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, load_published
 from rgflow_core.flow import decimate, lattice_levels, undecimate
 from rgflow_core.subnets import merge_parity, split_parity
+from study import cones
 
 SUBNETS, ORDERS, PARITIES = ("published", "lean"), ("code", "paper"), ("even", "odd")
 VARIANTS = list(product(SUBNETS, ORDERS, PARITIES))

@@ -5,8 +5,9 @@ import pytest
 import torch
 from support import TINY, randomise
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, inpaint
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig
 from rgflow_core.images import to_logit
+from study import inpaint
 
 
 @pytest.fixture

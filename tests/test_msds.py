@@ -8,7 +8,7 @@ from scipy import stats
 from support import GOLDEN
 
 from rgflow_core import msds
-from rgflow_core.benchmarks import pillow_render
+from study.benchmarks import pillow_render
 
 SETS = ("msds1", "msds2")
 SPLITS = ("train", "val", "test")

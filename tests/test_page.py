@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rgflow_core import page
 from rgflow_core.errors import UserError
+from study import page
 
 
 def write(folder, *cells):

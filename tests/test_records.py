@@ -7,11 +7,12 @@ import pytest
 import torch
 from support import TINY
 
-from rgflow_core import evaluate, records, study, train
+from rgflow_core import evaluate, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, write_json
+from study import records, results
 
-ROOT = study.root()
+ROOT = results.root()
 
 
 def test_the_plan_is_of_settings():

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from nbconvert.filters import markdown2html
 
-from rgflow_core import evaluate, ledger, reference
+from rgflow_core import evaluate
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, write_json
+from study import ledger, reference
 
 ROOT = Path(__file__).parents[1]
 

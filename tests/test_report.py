@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rgflow_core import figures, ledger, report, study
 from rgflow_core.files import read_json
+from study import figures, ledger, report
+from study.results import title
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = read_json(ROOT / "data" / "published.json")
@@ -111,5 +112,5 @@ def test_figure_is_stored_and_shown_with_its_caption(tmp_path, monkeypatch):
 
 
 def test_titles():
-    assert study.title("msds1_laplace") == "MSDS1, Laplace"
-    assert study.title("msds2_gaussian_shipped") == "MSDS2, Gaussian, shipped"
+    assert title("msds1_laplace") == "MSDS1, Laplace"
+    assert title("msds2_gaussian_shipped") == "MSDS2, Gaussian, shipped"

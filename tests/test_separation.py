@@ -5,7 +5,8 @@ import pytest
 import torch
 from support import TINY, randomise
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, factors, separation
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig
+from study import factors, separation
 
 
 def test_known_factors_add_up_to_the_targets():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Laplace, Normal
 
-from rgflow_core import sparsity
+from study import sparsity
 
 DENSITIES = {"gaussian": Normal(0.0, 1.0), "laplace": Laplace(0.0, 0.5**0.5)}
 

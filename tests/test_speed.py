@@ -6,10 +6,11 @@ import pytest
 import torch
 from support import lattice_normal
 
-from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, benchmarks, speed
+from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, speed
 from rgflow_core.errors import UserError
 from rgflow_core.images import to_logit
 from rgflow_core.subnets import SUBNETS
+from study import benchmarks
 
 DEVICES = [
     ("cpu", "bf16"),

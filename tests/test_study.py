@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from rgflow_core import report, study
 from rgflow_core.errors import UserError
+from study import report, results
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -24,31 +24,31 @@ RECORDED = ("_seeds", "_ablations")
 
 
 def test_results_round_trip(tmp_path):
-    study.write_results(tmp_path, "03_x", {"a": 1.5}, {"b/c": np.arange(3)}, seed=4)
-    numbers, arrays = study.read_results(tmp_path, "03_x")
+    results.write_results(tmp_path, "03_x", {"a": 1.5}, {"b/c": np.arange(3)}, seed=4)
+    numbers, arrays = results.read_results(tmp_path, "03_x")
     assert numbers == {"a": 1.5}
     assert np.array_equal(arrays["b/c"], np.arange(3))
     stored = json.loads((tmp_path / "03_x.json").read_text())["provenance"]
     assert stored["seed"] == 4
     assert {"commit", "command", "versions", "hardware", "date"} <= stored.keys()
-    assert study.collect(tmp_path, "p").keys() == {"profile", "03_x"}
+    assert results.collect(tmp_path, "p").keys() == {"profile", "03_x"}
 
 
 def test_results_refuse_nan_and_keep_the_old(tmp_path):
-    study.write_results(tmp_path, "n", {"a": 1.0})
+    results.write_results(tmp_path, "n", {"a": 1.0})
     with pytest.raises(ValueError, match="JSON"):
-        study.write_results(tmp_path, "n", {"a": float("nan")})
-    assert study.read_results(tmp_path, "n")[0] == {"a": 1.0}
+        results.write_results(tmp_path, "n", {"a": float("nan")})
+    assert results.read_results(tmp_path, "n")[0] == {"a": 1.0}
     assert [p.name for p in tmp_path.iterdir()] == ["n.json"]
 
 
 def test_missing_results_and_models_are_named(tmp_path):
     with pytest.raises(UserError, match=r"n\.json"):
-        study.read_results(tmp_path, "n")
+        results.read_results(tmp_path, "n")
     with pytest.raises(UserError, match="02_training"):
-        study.models(tmp_path)
+        results.models(tmp_path)
     with pytest.raises(UserError, match="not inside"):
-        study.root(tmp_path)
+        results.root(tmp_path)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -132,7 +132,12 @@ def test_make_remakes_what_is_missing_and_nothing_else(tmp_path):
     shutil.copy(ROOT / "Makefile", tmp_path)
     sources = [".venv/installed", "requirements.lock", "pyproject.toml"]
     sources += [
-        str(p.relative_to(ROOT)) for p in [*NOTEBOOKS, *(ROOT / "rgflow_core").glob("*.py")]
+        str(p.relative_to(ROOT))
+        for p in [
+            *NOTEBOOKS,
+            *(ROOT / "rgflow_core").glob("*.py"),
+            *(ROOT / "notebooks" / "study").glob("*.py"),
+        ]
     ]
     age = itertools.count(1)
     for name in ["requirements.lock", "pyproject.toml", *sources]:

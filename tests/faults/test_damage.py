@@ -11,8 +11,9 @@ import pytest
 import torch
 from support import TINY, small_flow
 
-from rgflow_core import Prior, checkpoints, datasets, factors, files, load, msds, study, train
+from rgflow_core import Prior, checkpoints, datasets, files, load, msds, train
 from rgflow_core.errors import UserError
+from study import factors, results
 
 FEW, MANY = 12, 130  # damages of each kind of file
 
@@ -102,15 +103,15 @@ def make_published(folder):
 
 def make_results(folder):
     numbers = {"bpd": {"a": 1.285, "b": [1, 2.5]}, "count": 10_000}
-    study.write_results(folder, "01_x", numbers, seed=3)
-    study.found(folder, "01_x", ["- 1.285 bits"])
-    return folder / "01_x.json", lambda p: {k: study.collect(p.parent, "x")["01_x"].get(k)
+    results.write_results(folder, "01_x", numbers, seed=3)
+    results.found(folder, "01_x", ["- 1.285 bits"])
+    return folder / "01_x.json", lambda p: {k: results.collect(p.parent, "x")["01_x"].get(k)
         for k in ("numbers", "provenance", "found")}  # fmt: skip
 
 
 def make_arrays(folder):
-    study.write_results(folder, "02_x", {}, {"a": np.arange(5000.0), "b": np.eye(3)})
-    return folder / "02_x.npz", lambda p: study.read_results(p.parent, "02_x")
+    results.write_results(folder, "02_x", {}, {"a": np.arange(5000.0), "b": np.eye(3)})
+    return folder / "02_x.npz", lambda p: results.read_results(p.parent, "02_x")
 
 
 def make_record(folder):

@@ -22,19 +22,14 @@ from rgflow_core import (
     cli,
     datasets,
     evaluate,
-    factors,
     files,
     load,
     msds,
-    page,
-    records,
-    reference,
-    report,
     sample,
     save_published,
-    study,
     train,
 )
+from study import factors, page, records, reference, report, results
 
 ROOT = Path(__file__).parents[2]
 W, RUN = "w.safetensors", ["--model=lean", "--epochs=1", "--device=cpu"]
@@ -241,8 +236,8 @@ FUNCTIONS = {
     "weights: missing": (lambda: load("none.pth"), "none.pth no such file"),
     "weights: folder": (lambda: load("folder"), "folder no such file"),
     "weights: layout": (lambda: save_published(small_flow(), "x", "y"), "layout igf23 'y'"),
-    "models: none": (lambda: study.models("folder"), "folder .safetensors"),
-    "results: missing": (lambda: study.read_results("folder", "x"), "x.json No such file"),
+    "models: none": (lambda: results.models("folder"), "folder .safetensors"),
+    "results: missing": (lambda: results.read_results("folder", "x"), "x.json No such file"),
     "JSON: list": (lambda: files.read_json("list.json"), "list.json object list"),
     "JSON: NaN": (lambda: files.write_json("x.json", {"a": math.nan}), "JSON"),
 }  # fmt: skip

@@ -10,11 +10,12 @@ import torch
 import victims
 from support import TINY, small_flow
 
-from rgflow_core import PictureModel, Prior, cli, datasets, evaluate, load, sample, study, train
+from rgflow_core import PictureModel, Prior, cli, datasets, evaluate, load, sample, train
 from rgflow_core.images import dequantise, from_logit, to_logit
+from study import results
 
 ROOT = Path(__file__).parents[2]
-MODELS = study.models(ROOT / "weights")
+MODELS = results.models(ROOT / "weights")
 
 
 def model(name, dtype=torch.float32):

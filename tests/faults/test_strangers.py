@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import save_file
 from support import GOLDEN, small_flow
 
-from rgflow_core import Prior, checkpoints, factors, load
+from rgflow_core import Prior, checkpoints, load
 from rgflow_core.errors import UserError
+from study import factors
 
 AUTHORS, IGF23 = "authors_L16_laplace.state", "igf23_L16_laplace.pth"
 FLOW = {"image_size": 8, "subnet": "lean"}

@@ -13,8 +13,10 @@ import torch
 import torchvision.utils  # noqa: F401
 from support import TINY
 
-from rgflow_core import cli, datasets, figures, msds, study, train
-from rgflow_core.page import write_html
+from rgflow_core import cli, datasets, msds, train
+from rgflow_core.files import replacing, write_json
+from study import figures, results
+from study.page import write_html
 
 SETTINGS = train.Settings(
     model="lean", train_images=64, val_images=8, batch_size=16, epochs=3, img_samples=1,
@@ -38,18 +40,18 @@ def training(folder: Path) -> None:
     train.train(SETTINGS, folder / "run", progress=False)
 
 
-def results(folder: Path) -> None:
+def stored(folder: Path) -> None:
     """Store results, draw figures from them, and collect them."""
     numbers = {"bpd": [1.25, 2.5]}
     pictures = np.arange(8 * 32 * 32 * 3, dtype=np.uint8).reshape(8, 32, 32, 3)
-    study.write_results(folder / "results", "01_x", numbers, {"pictures": pictures})
-    study.found(folder / "results", "01_x", ["- 1.25 bits"])
-    _, arrays = study.read_results(folder / "results", "01_x")
+    results.write_results(folder / "results", "01_x", numbers, {"pictures": pictures})
+    results.found(folder / "results", "01_x", ["- 1.25 bits"])
+    _, arrays = results.read_results(folder / "results", "01_x")
     for name in ("fig01_x", "fig02_x"):
         figure = figures.picture_sheets({"a sheet": arrays["pictures"]}, columns=4)
         figures.save(figure, folder / "figures", name, [{"picture": 1}])
-    collected = study.collect(folder / "results", "small")
-    study.write_json(folder / "results.json", collected)
+    collected = results.collect(folder / "results", "small")
+    write_json(folder / "results.json", collected)
 
 
 def page(folder: Path) -> None:
@@ -57,14 +59,14 @@ def page(folder: Path) -> None:
     cells = [nbformat.v4.new_markdown_cell(f"# Part {k}\n$x^{k}$") for k in range(40)]
     folder.mkdir(exist_ok=True)
     notebook = folder / "notebook.ipynb"
-    with study.replacing(notebook) as temporary:
+    with replacing(notebook) as temporary:
         for k, cell in enumerate(cells):
             cell["id"] = str(k)
         nbformat.write(nbformat.v4.new_notebook(cells=cells), temporary)
     write_html(notebook, folder / "report.html")
 
 
-VICTIMS = {"data": data, "training": training, "results": results, "report": page}
+VICTIMS = {"data": data, "training": training, "results": stored, "report": page}
 
 
 def die() -> None:

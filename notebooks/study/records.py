@@ -1,4 +1,4 @@
-"""The study's training runs, each a committed record: ``python -m rgflow_core.records NAME``.
+"""The study's training runs, each a committed record: ``python -m study.records NAME``.
 
 ``data/runs.json`` says what each run trains, as differences from the lean recipe; a finished run
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too.
@@ -13,19 +13,10 @@ from pathlib import Path
 
 import torch
 
-from rgflow_core import (
-    PictureModel,
-    benchmarks,
-    checkpoints,
-    cli,
-    datasets,
-    evaluate,
-    load,
-    study,
-    train,
-)
+from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
+from study import benchmarks, results
 
 PLAN = "data/runs.json"
 FOLDER = "data/records"
@@ -122,9 +113,9 @@ def run_table(root: Path, group: str) -> str:
 def write_cards(root: Path) -> None:
     """Write ``weights/README.md``: the cards of the shipped models, from their records."""
     text = (
-        "# Model cards\n\nMade from `data/records` by `rgflow_core.records`; the same facts are in "
+        "# Model cards\n\nMade from `data/records` by `study.records`; the same facts are in "
         "the header of each file. `factors.safetensors` reads the factors of MSDS pictures and "
-        "is made by `python -m rgflow_core.factors`.\n"
+        "is made by `python -m study.factors`.\n"
     )
     for name, r in read(root, plan(root, "shipped")).items():
         best = min(r["validation"], key=lambda entry: entry["bpd"])
@@ -260,7 +251,7 @@ def main() -> None:
     parser = cli.Parser("Make records of the study's training runs; those that exist are kept.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; by default all")
     args = parser.parse_args()
-    root = study.root()
+    root = results.root()
     for name in args.names or plan(root):
         print(make(name, root))
 

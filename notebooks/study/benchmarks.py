@@ -331,8 +331,8 @@ def training_cost(
     """
     arguments = [image_size, batch, model, int(checkpointing), steps]
     done = subprocess.run(
-        [sys.executable, "-m", "rgflow_core.benchmarks", *map(str, arguments)],
-        capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "study.benchmarks", *map(str, arguments)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout)
 

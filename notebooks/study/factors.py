@@ -1,4 +1,4 @@
-"""A small network that reads the factors of MSDS pictures: ``python -m rgflow_core.factors``.
+"""A small network that reads the factors of MSDS pictures: ``python -m study.factors``.
 
 Its hidden features are also those in which samples are compared with real pictures.
 """
@@ -106,7 +106,7 @@ def load(path: str | Path) -> FactorNet:
         UserError: if the file is missing, damaged, or of something else.
     """
     if not Path(path).exists():
-        raise UserError(f"{path} is missing; python -m rgflow_core.factors makes it")
+        raise UserError(f"{path} is missing; python -m study.factors makes it")
     net = FactorNet()
     with refusing_damage(path, "a factor network"):
         state = checkpoints.read_tensors(path)[1]

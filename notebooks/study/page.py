@@ -1,6 +1,6 @@
 """The report as a page: one HTML file that loads nothing, printed as PDF where Chromium is.
 
-``python -m rgflow_core.page NOTEBOOK report.html`` writes both from an executed notebook.
+``python -m study.page NOTEBOOK report.html`` writes both from an executed notebook.
 """
 
 import base64

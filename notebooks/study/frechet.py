@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from rgflow_core.errors import UserError
-from rgflow_core.factors import FactorNet
+from study.factors import FactorNet
 
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 
@@ -34,7 +34,7 @@ def distance(net: FactorNet, real: Tensor, fake: Tensor) -> float:
     """Frechet distance in the features of our own network; NOT comparable with FID values.
 
     Args:
-        net: see :mod:`rgflow_core.factors`.
+        net: see :mod:`study.factors`.
         real, fake: uint8 (N, 3, 32, 32).
     """
     return _distance(FrechetInceptionDistance(_Features(net)), real, fake, 500)

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from rgflow_core import tables
 from rgflow_core.files import replacing
-from rgflow_core.study import title
+from study import tables
+from study.results import title
 
 COLUMN, PAGE = 3.5, 7.0
 # Of Okabe and Ito's colours, which the colour-blind can tell apart. In grey, markers (of the prior)
@@ -49,7 +49,7 @@ plt.rcParams |= {
 
 
 def save(figure: Figure, folder: str | Path, name: str, rows: list[dict]) -> None:
-    """Write a figure as PNG and PDF, and its data (:mod:`rgflow_core.tables`) as CSV beside them.
+    """Write a figure as PNG and PDF, and its data (:mod:`study.tables`) as CSV beside them.
 
     No dates are written, so that equal figures are equal files.
     """
@@ -379,7 +379,7 @@ def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
 
 
 def sparsity_panels(rows: dict[str, list[dict]], references: dict[str, dict]) -> Figure:
-    """Four measures of :mod:`rgflow_core.sparsity` by level, two standard errors.
+    """Four measures of :mod:`study.sparsity` by level, two standard errors.
 
     Args:
         rows: of each model, the measures of each level.

@@ -1,8 +1,9 @@
-"""Compare results with the committed reference: ``python -m rgflow_core.reference check ...``."""
+"""Compare results with the committed reference: ``python -m study.reference check ...``."""
 
-from rgflow_core import cli, tables
+from rgflow_core import cli
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, refusing_damage, write_json
+from study import tables
 
 # By notebook, absolute and relative. Same weights, pictures and noise: what differs between
 # machines is rounding, and what rounding does to a training.

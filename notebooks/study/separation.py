@@ -4,11 +4,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgflow_core import factors, images
-from rgflow_core.analysis import mix
-from rgflow_core.factors import FactorNet
+from rgflow_core import images
 from rgflow_core.model import PictureModel
-from rgflow_core.sparsity import with_error
+from study import factors
+from study.analysis import mix
+from study.factors import FactorNet
+from study.sparsity import with_error
 
 _RIDGE = 10.0 ** np.arange(-3, 6)
 

@@ -20,9 +20,10 @@ from scipy.interpolate import griddata
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
-from rgflow_core import cones, images, msds
+from rgflow_core import images, msds
 from rgflow_core.model import PictureModel
-from rgflow_core.sparsity import with_error
+from study import cones
+from study.sparsity import with_error
 
 SIGMA = 0.05
 """How far known pixels may be off in :func:`descend`, in units of the whole range."""

@@ -1,6 +1,6 @@
 """The report's tables and sentences, all from ``results.json`` and the ledger.
 
-``python -m rgflow_core.report results RESULTS README`` puts its tables into README, and
+``python -m study.report results RESULTS README`` puts its tables into README, and
 ``speed`` and ``faults`` those of the benchmarks and of the trials.
 """
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from rgflow_core import cli, figures, ledger, study
+from rgflow_core import cli
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, refusing_damage, replacing
+from study import figures, ledger, results
+from study.results import title
 
 
 def bpd_bars(
@@ -31,9 +33,9 @@ def bpd_bars(
             continue
         set_name, prior, *_ = row["model"].split("_")
         size = f"{models[row['model']]['parameters'] / 1e6:.1f} M"
-        ours = f"{study.title(row['model'])}: {models[row['model']]['kind']}, {size}, ours"
+        ours = f"{title(row['model'])}: {models[row['model']]['kind']}, {size}, ours"
         theirs = (
-            f"{study.title(f'{set_name}_{prior}')}: {published['parameters'] / 1e6:.1f} M, "
+            f"{title(f'{set_name}_{prior}')}: {published['parameters'] / 1e6:.1f} M, "
             f"{published['system']}"
         )
         values = {"bpd": row["bpd"], "stderr": row["stderr"], "images": row["images"]}
@@ -66,7 +68,7 @@ def bpd_sentences(numbers: dict, published: dict) -> list[str]:
         }
         k, best = bound[-1]
         lines.append(
-            f"- **{study.title(name)}**: {row['bpd']:.3f} ± {row['stderr']:.3f} "
+            f"- **{title(name)}**: {row['bpd']:.3f} ± {row['stderr']:.3f} "
             f"bits per dimension on {row['images']:,} test pictures "
             f"({'below' if row['bpd'] < theirs else 'above'} the published {theirs} of a model "
             f"{published['parameters'] / numbers['models'][name]['parameters']:.0f} times the "
@@ -81,7 +83,7 @@ def bpd_sentences(numbers: dict, published: dict) -> list[str]:
 
 
 def _group(name: str) -> str:
-    return study.title(name.replace(", ", "_"))
+    return title(name.replace(", ", "_"))
 
 
 def prior_sentences(numbers: dict) -> list[str]:
@@ -115,7 +117,7 @@ def sample_sentences(numbers: dict) -> list[str]:
         edge = {min(tried): ", the lowest tried", max(tried): ", the highest tried"}
         floor = numbers["frechet"]["floors"][name.split("_")[0]]
         lines.append(
-            f"- **Samples, {study.title(name)}**: Fréchet distance in our own features lowest "
+            f"- **Samples, {title(name)}**: Fréchet distance in our own features lowest "
             f"at temperature {best['temperature']:g}{edge.get(best['temperature'], '')}, "
             f"{best['value']:.3f} ± {best['spread']:.3f}; real pictures {floor:.3f}."
         )
@@ -130,14 +132,14 @@ def sample_sentences(numbers: dict) -> list[str]:
             for t, of in rows.items()
         )
         lines.append(
-            f"- **Samples that explode, {study.title(name)}**: {listed} do not come back to their "
+            f"- **Samples that explode, {title(name)}**: {listed} do not come back to their "
             "latents in single precision."
         )
     return lines
 
 
 def ablation_sentences(rows: dict[str, dict]) -> list[str]:
-    """Which changes of :func:`rgflow_core.records.ablations` hurt, by seeds, as list items."""
+    """Which changes of :func:`study.records.ablations` hurt, by seeds, as list items."""
     sorts = {"Worse": [], "Better": [], "Better in some seeds, worse in others": []}
     changed = {n: row for n, row in rows.items() if n != "unchanged" and row["less_unchanged"]}
     for name, row in changed.items():
@@ -162,7 +164,7 @@ def ablation_sentences(rows: dict[str, dict]) -> list[str]:
 def _record_sentences(numbers: dict) -> list[str]:
     """Affine couplings alone, and short trainings against the published bpd, as list items."""
     lines = [
-        f"- **Affine couplings only, {study.title(name.removesuffix('_affine'))}** (record): "
+        f"- **Affine couplings only, {title(name.removesuffix('_affine'))}** (record): "
         f"{row['bpd']:.3f} ± {row['stderr']:.3f} after {row['seen']:,} training pictures."
         for name, row in numbers["affine"].items()
     ]
@@ -267,12 +269,12 @@ def summary(results: dict, published: dict, entries: list[dict]) -> str:
         raise UserError(f"no results of {', '.join(missing)}; run them (or make reproduce)")
     bpd, sparse, fields, space = (results[name]["numbers"] for name in needed)
     grown = ", ".join(
-        f"{of['factor']:.2f} ({of['low']:.2f} … {of['high']:.2f}; {study.title(name)})"
+        f"{of['factor']:.2f} ({of['low']:.2f} … {of['high']:.2f}; {title(name)})"
         for name, of in fields["growth"].items()
     )
     scores = ", ".join(
         f"{of['trained']:.2f} ({of['interval'][0]:.2f} … {of['interval'][1]:.2f}; "
-        f"{study.title(name)}; untrained {of['untrained']:.2f})"
+        f"{title(name)}; untrained {of['untrained']:.2f})"
         for name, of in space["scores"].items()
     )
     # The first factor is the global one.
@@ -356,7 +358,7 @@ def origins(results: dict) -> str:
 
 
 def show(folder: str | Path, name: str, figure: Figure, rows: list[dict], caption: str) -> None:
-    """Store a figure and its data (:func:`rgflow_core.figures.save`), and show it with a caption.
+    """Store a figure and its data (:func:`study.figures.save`), and show it with a caption.
 
     Args:
         folder: the profile's folder of figures.
@@ -406,12 +408,12 @@ def findings(results: dict, notebooks: tuple[str, ...] = ("",)) -> str:
 
 
 def _results(collected: dict) -> str:
-    claims = ledger.short(ledger.read(study.root()), collected)
+    claims = ledger.short(ledger.read(results.root()), collected)
     return f"{bpd_table(collected)}\n\n{claims}\n\n{findings(collected, ('02',))}"
 
 
 def _speed(stored: dict) -> str:
-    published = read_json(study.root() / "data" / "published.json")["speed"]
+    published = read_json(results.root() / "data" / "published.json")["speed"]
     theirs, rates = published["of_peak"], stored["numbers"]["rates"]
 
     def listed(shares: dict[str, float]) -> str:

@@ -14,10 +14,11 @@ from matplotlib import colormaps
 from PIL import Image as Pillow
 from torch import Tensor
 
-from rgflow_core import analysis, datasets, images, study
+from rgflow_core import datasets, images
 from rgflow_core.checkpoints import load
 from rgflow_core.flow import lattice_levels
 from rgflow_core.model import PictureModel
+from study import analysis, results
 
 _ZOOM, _GAP = 4, 1
 _PLACES = 8
@@ -227,9 +228,9 @@ def explore(
     Raises:
         UserError: if there are no models.
     """
-    weights = study.root() / "weights" if weights is None else weights
-    data_root = study.root() / "data" if data_root is None else data_root
-    models = {name: PictureModel(*load(path)[:2]) for name, path in study.models(weights).items()}
+    weights = results.root() / "weights" if weights is None else weights
+    data_root = results.root() / "data" if data_root is None else data_root
+    models = {name: PictureModel(*load(path)[:2]) for name, path in results.models(weights).items()}
     sets = dict.fromkeys(name.split("_")[0] for name in models)
     pictures = {name: datasets.load(name, "test", data_root, sources).images for name in sets}
     return Explorer(models, pictures)
