@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +23,9 @@ from rgflow_core import files
 from rgflow_core.errors import UserError
 from rgflow_core.files import replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig
-from rgflow_core.priors import Prior
-from rgflow_core.subnets import PublishedSubnet
+from rgflow_core.model import PictureModel
+from rgflow_core.networks import PublishedSubnet
+from rgflow_core.priors import NAMES, Prior
 
 # Names inside one coupling layer; everything else is numbered alike in both layouts.
 _LAYOUTS = {
@@ -47,14 +47,6 @@ _LAYOUTS = {
 _PARITY = {"authors": "even", "igf23": "odd"}
 CONVENTION = {"authors": "unit_variance", "igf23": "unit_scale"}
 """Scale convention of the prior that each published system trained with."""
-
-
-class Loaded(NamedTuple):
-    """What :func:`load` gives; ``prior`` is ``None`` where the file does not say."""
-
-    flow: RGFlow
-    prior: Prior | None
-    metadata: dict
 
 
 def refusing_damage(path: Path) -> AbstractContextManager[None]:
@@ -362,7 +354,7 @@ def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None
     write_tensors(path, header, flow.state_dict())
 
 
-def _load_safetensors(path: Path) -> Loaded:
+def _load_safetensors(path: Path) -> PictureModel:
     header, state = read_tensors(path)
     if header.get("format") != "rgflow_core":
         raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
@@ -371,34 +363,42 @@ def _load_safetensors(path: Path) -> Loaded:
     return _loaded({**content, "model": state}, path, content["provenance"])
 
 
-def _loaded(content: dict, path: Path, metadata: dict) -> Loaded:
+def _loaded(content: dict, path: Path, metadata: dict) -> PictureModel:
     with refusing_damage(path):
         prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
         _check_tensors(content["model"], path)
         flow = _build(config, content["model"], path)
-    return Loaded(flow, prior, metadata)
+    return PictureModel(flow, prior, metadata).eval()
 
 
-def load(path: str | Path) -> Loaded:
-    """Read a flow from any file this project knows.
+def load(path: str | Path, prior: str | None = None) -> PictureModel:
+    """Read a model from any file this project knows.
 
     Args:
         path: our ``.safetensors``, a training checkpoint ``rgflow_epNNN.pth``, or a checkpoint
             in either published layout.
-
-    Returns:
-        flow, prior (``None`` for a published checkpoint) and metadata.
+        prior: name of the prior of a published checkpoint, which does not say it; its scale
+            convention is that of the file's layout.
 
     Raises:
-        UserError: says what is wrong with the file.
+        UserError: says what is wrong with the file, or with the prior.
     """
     path = Path(path)
+    content = {} if path.suffix == ".safetensors" else read_pickle(path)
     if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    content = read_pickle(path)
-    if "config" in content:
+        model = _load_safetensors(path)
+    elif "config" in content:
         with refusing_damage(path):
             metadata = {name: content[name] for name in ("epoch", "step", "settings")}
-        return _loaded(content, path, metadata)
-    flow, layout = _from_published(content, path)
-    return Loaded(flow, None, {"source": str(path), "layout": layout})
+        model = _loaded(content, path, metadata)
+    else:
+        flow, layout = _from_published(content, path)
+        if prior is None:
+            raise UserError(
+                f"{path}: does not say its prior; add --prior (prior=) with one of {NAMES}"
+            )
+        metadata = {"source": str(path), "layout": layout}
+        return PictureModel(flow, Prior(prior, CONVENTION[layout]), metadata).eval()
+    if prior not in (None, model.prior.name):
+        raise UserError(f"{path}: has the {model.prior.name} prior, not {prior}; leave it out")
+    return model

@@ -9,10 +9,7 @@ from typing import NoReturn
 
 import torch
 
-from rgflow_core.checkpoints import CONVENTION, Loaded, load
 from rgflow_core.errors import UserError
-from rgflow_core.model import PictureModel
-from rgflow_core.priors import NAMES, Prior
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,23 +75,6 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
     return device
-
-
-def load_model(path: str, prior: str | None, device: str) -> tuple[PictureModel, Loaded]:
-    """A picture model from any checkpoint.
-
-    ``prior`` is the name of the prior of a published checkpoint, which does not say it; its scale
-    convention is that of the file's layout.
-    """
-    loaded = load(path)
-    chosen = loaded.prior
-    if chosen is None:
-        if prior is None:
-            raise UserError(f"{path}: does not say its prior; add --prior with one of {NAMES}")
-        chosen = Prior(prior, CONVENTION[loaded.metadata["layout"]])
-    elif prior not in (None, chosen.name):
-        raise UserError(f"{path}: has the {chosen.name} prior, not {prior}; leave out --prior")
-    return PictureModel(loaded.flow, chosen).to(pick_device(device)).eval(), loaded
 
 
 def _terminate(*_: object) -> NoReturn:

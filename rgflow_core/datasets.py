@@ -301,7 +301,7 @@ def _check_made(arrays: dict[str, np.ndarray], name: str, channels: int) -> None
         )
 
 
-def load(
+def load_split(
     name: str,
     split: str,
     root: str | Path = "data",
@@ -324,7 +324,7 @@ def load(
         UserError: says what is wrong or missing.
 
     Example:
-        >>> load("msds1", "test", limit=2).images.shape
+        >>> load_split("msds1", "test", limit=2).images.shape
         torch.Size([2, 3, 32, 32])
     """
     if name not in SOURCES:

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, datasets
+from rgflow_core import checkpoints, cli, datasets
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import check_writable, provenance, write_json
-from rgflow_core.images import check_images
 from rgflow_core.model import PictureModel
+from rgflow_core.pixels import check_images
+from rgflow_core.priors import NAMES
 
 
 @torch.no_grad()
-def bits_per_dim(
+def evaluate(
     model: PictureModel,
     images: Tensor,
     seed: int = 0,
@@ -75,10 +76,12 @@ def bounds(draws: Tensor, numbers: tuple[int, ...], dim: int) -> dict[str, dict]
     Disjoint groups of K draws are so many estimates of the same bound; their mean is taken.
 
     Returns:
-        "K" -> :func:`summary`, for the numbers K that do not exceed K_max.
+        "K" -> :func:`mean_and_error`, for the numbers K that do not exceed K_max.
     """
     return {
-        str(k): summary(torch.stack([importance_weighted(g, dim) for g in draws.split(k)]).mean(0))
+        str(k): mean_and_error(
+            torch.stack([importance_weighted(g, dim) for g in draws.split(k)]).mean(0)
+        )
         for k in numbers
         if k <= len(draws)
     }
@@ -108,7 +111,7 @@ def paired(first: list[float], second: list[float]) -> dict:
     }
 
 
-def summary(values: Tensor) -> dict:
+def mean_and_error(values: Tensor) -> dict:
     """Mean and standard error over pictures of per-picture bits per dimension (N,)."""
     n = len(values)
     stderr = (values.std() / math.sqrt(n)).item() if n > 1 else None
@@ -125,7 +128,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=cli.file_name, default="data", help="data folder")
     parser.add_argument("--split", choices=datasets.SPLITS, default="test", help="data split")
     parser.add_argument("--limit", type=cli.count, help="only the first so many pictures")
-    parser.add_argument("--prior", choices=cli.NAMES, help="prior, if the file does not say")
+    parser.add_argument("--prior", choices=NAMES, help="prior, if the file does not say")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the noise")
     parser.add_argument("--batch-size", type=cli.count, default=200, help="pictures at a time")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -136,16 +139,16 @@ def main() -> None:
     if args.out and Path(args.out).exists():
         raise UserError(f"{args.out} exists; give another name, results are not overwritten")
     check_writable(Path(args.out or ".").parent)
-    model, _ = cli.load_model(args.file, args.prior, args.device)
-    images = datasets.load(args.dataset, args.split, args.data_root, args.limit).images
-    bits = bits_per_dim(model, images, args.seed, args.batch_size)
+    model = checkpoints.load(args.file, args.prior).to(cli.pick_device(args.device))
+    images = datasets.load_split(args.dataset, args.split, args.data_root, args.limit).images
+    bits = evaluate(model, images, args.seed, args.batch_size)
     bad = (~bits.isfinite()).nonzero().flatten().tolist()
     if bad:
         raise UserError(
             f"{args.file}: {len(bad)} of {len(bits)} pictures have no finite bits per dimension, "
             f"first number {bad[0]}"
         )
-    result = summary(bits)
+    result = mean_and_error(bits)
     result |= {"dataset": args.dataset, "split": args.split, "prior": vars(model.prior)}
     if args.out:
         write_json(args.out, result | {"provenance": provenance(seed=args.seed, file=args.file)})

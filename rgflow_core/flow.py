@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rgflow_core.subnets import SUBNETS, PublishedSubnet, merge_parity, split_parity
-from rgflow_core.transforms import COUPLINGS
+from rgflow_core.couplings import COUPLINGS
+from rgflow_core.networks import SUBNETS, PublishedSubnet, merge_parity, split_parity
 
 _CHOICES = {
     "first_parity": ("even", "odd"),
     "order": ("code", "paper"),
-    "subnet": tuple(SUBNETS),
-    "coupling": tuple(COUPLINGS),
+    "subnet": SUBNETS,
+    "coupling": COUPLINGS,
 }
 
 
@@ -61,9 +61,9 @@ class RGFlowConfig:
         order: "code" runs the decimator before the disentangler from picture to latents, as
             both published codes do; "paper" the other way round, as in the paper's text.
         subnet: "published", "lean", or an ablation of the former, see
-            :data:`rgflow_core.subnets.SUBNETS`.
+            :data:`rgflow_core.networks.SUBNETS`.
         coupling: "affine", as published, or "nlsq" (lean subnets only), see
-            :mod:`rgflow_core.transforms`.
+            :mod:`rgflow_core.couplings`.
 
     Raises:
         ValueError: names the field and the rule it breaks.
@@ -120,7 +120,9 @@ class RGFlowConfig:
             object.__setattr__(self, name, values)
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+                raise ValueError(
+                    f"{name} must be one of {tuple(allowed)}, not {getattr(self, name)!r}"
+                )
         if self.subnet != "lean" and self.coupling != "affine":
             raise ValueError(
                 f"coupling must be 'affine' with {self.subnet} subnets, not {self.coupling!r}"

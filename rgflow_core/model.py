@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rgflow_core import counter
 from rgflow_core.errors import check_counts
 from rgflow_core.flow import RGFlow
-from rgflow_core.images import bits_per_dim, check_images, dequantise, from_logit, to_logit
+from rgflow_core.noise import stream, uniform
+from rgflow_core.pixels import bits_per_dim, check_images, dequantise, from_logit, to_logit
 from rgflow_core.priors import Prior
 
 NOISE_STREAM, SAMPLE_STREAM = 1, 2
@@ -29,6 +29,7 @@ class PictureModel(nn.Module):
     Args:
         flow: the flow.
         prior: its prior.
+        metadata: where they come from, if they were read from a file.
 
     Example:
         >>> from rgflow_core import LEAN, RGFlowConfig
@@ -38,11 +39,11 @@ class PictureModel(nn.Module):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, flow: RGFlow, prior: Prior) -> None:
+    def __init__(self, flow: RGFlow, prior: Prior, metadata: dict | None = None) -> None:
         super().__init__()
-        if not isinstance(prior, Prior):  # a published checkpoint is loaded with None
+        if not isinstance(prior, Prior):
             raise ValueError(f'prior must be a Prior, such as Prior("laplace"), not {prior!r}')
-        self.flow, self.prior = flow, prior
+        self.flow, self.prior, self.metadata = flow, prior, metadata or {}
 
     @property
     def _like(self) -> Tensor:
@@ -50,8 +51,8 @@ class PictureModel(nn.Module):
 
     def noise(self, index: Tensor, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
         """Dequantisation noise (N, C, L, L), a function of (seed, epoch, image index)."""
-        keys = counter.key(NOISE_STREAM, seed, epoch, index=index.to(self._like.device))
-        noise = counter.uniform(keys, self.flow.config.dim, self._like.dtype)
+        keys = stream(NOISE_STREAM, seed, epoch, index=index.to(self._like.device))
+        noise = uniform(keys, self.flow.config.dim, self._like.dtype)
         return noise.reshape(-1, *self.flow.config.shape)
 
     def terms(self, y: Tensor, logit_log_det: Tensor) -> Terms:
@@ -102,9 +103,9 @@ class PictureModel(nn.Module):
         The same for any batching; a temperature per level is given finest first.
         """
         index = torch.arange(start, start + n, device=self._like.device)
-        keys = counter.key(SAMPLE_STREAM, seed, index=index)
+        keys = stream(SAMPLE_STREAM, seed, index=index)
         # Half a step from 0 and 1, where the quantile function is infinite.
-        u = counter.uniform(keys, self.flow.config.dim, torch.float64) + 2.0**-25
+        u = uniform(keys, self.flow.config.dim, torch.float64) + 2.0**-25
         config = self.flow.config
         prior = self.prior.distribution(config, temperature, like=u).base_dist
         return prior.icdf(u.reshape(-1, *config.shape)).to(self._like.dtype)

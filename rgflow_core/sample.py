@@ -5,9 +5,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rgflow_core import cli
+from rgflow_core import checkpoints, cli
 from rgflow_core.errors import UserError
 from rgflow_core.files import check_writable, replacing
+from rgflow_core.priors import NAMES
 
 # Latents have a scale of one; shipped models stay far below (README, "Trials").
 INVERSION_LIMIT = 0.01
@@ -28,7 +29,7 @@ def main() -> None:
         metavar="T",
         help="multiplies the prior's scale: one value, or one per level, finest first",
     )
-    parser.add_argument("--prior", choices=cli.NAMES, help="prior, if the file does not say")
+    parser.add_argument("--prior", choices=NAMES, help="prior, if the file does not say")
     parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the latents")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     parser.add_argument(
@@ -41,7 +42,7 @@ def main() -> None:
     check_writable(out.parent)
     if out.suffix != ".png":
         raise UserError(f"--out must end in .png, not {args.out!r}")
-    model, _ = cli.load_model(args.file, args.prior, args.device)
+    model = checkpoints.load(args.file, args.prior).to(cli.pick_device(args.device))
     temperature = args.temperature[0] if len(args.temperature) == 1 else args.temperature
     pictures = model.sample(args.n, temperature, args.seed)
     error, worst = model.inversion_error(args.n, temperature, args.seed).max(0)

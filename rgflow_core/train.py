@@ -26,7 +26,7 @@ from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from rgflow_core import checkpoints, cli, counter, datasets, evaluate, sample, speed
+from rgflow_core import checkpoints, cli, datasets, evaluate, sample, speed
 from rgflow_core.errors import UserError
 from rgflow_core.files import (
     check_writable,
@@ -38,16 +38,14 @@ from rgflow_core.files import (
     write_json,
 )
 from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
-from rgflow_core.images import bits_per_dim, dequantise, to_logit
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
+from rgflow_core.noise import permutation, stream, uniform
+from rgflow_core.pixels import bits_per_dim, dequantise, to_logit
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
-from rgflow_core.subnets import ABLATIONS
 
-_NARROW = {"hidden": 64, "res_blocks": 2}
-MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE, "narrow": _NARROW}
-MODELS |= {f"narrow_{name}": _NARROW | {"subnet": name} for name in ABLATIONS}
-MODELS["narrow_paper_order"] = _NARROW | {"order": "paper"}
+MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE}
+"""Name -> config fields; a study may add its own."""
 ORDER_STREAM, FLIP_STREAM = 3, 4
 TEST_MODE = {"train_images": 128, "val_images": 64}
 
@@ -71,9 +69,7 @@ class Settings:
 
     dataset: str = _knob("msds1", "data set", choices=datasets.SOURCES)
     data_root: str = _knob("data", "data folder; of data set folder: the pictures' own")
-    model: str = _knob(
-        "published", "80.5, 1.83, 1.64 M parameters, or an ablation", choices=tuple(MODELS)
-    )
+    model: str = _knob("published", "80.5, 1.83, or 1.64 M parameters", choices=MODELS)
     prior: str = _knob("laplace", "prior of the latents", choices=NAMES)
     convention: str = _knob(
         "unit_variance",
@@ -190,7 +186,7 @@ class Order:
         self._permutations = {
             p: self._permutations[p]
             if p in self._permutations
-            else counter.permutation(self.size, ORDER_STREAM, self.seed, p)
+            else permutation(self.size, ORDER_STREAM, self.seed, p)
             for p in needed
         }
         index = torch.empty_like(position)
@@ -445,7 +441,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     # Before anything is written: what is missing or damaged should leave nothing behind.
     with ranks.first_alone():
         data, val = (
-            datasets.load(
+            datasets.load_split(
                 settings.dataset, split, settings.data_root, limit, settings.workers, progress
             )
             for split, limit in (("train", settings.train_images), ("val", settings.val_images))
@@ -539,8 +535,8 @@ def _loop(
             index, passes = (ranks.mine(i).to(images.device) for i in (index, passes))
             batch = images[index]
             if flips:
-                keys = counter.key(FLIP_STREAM, settings.seed, passes, index=index)
-                mirror = counter.uniform(keys, 1)[:, 0] < 0.5
+                keys = stream(FLIP_STREAM, settings.seed, passes, index=index)
+                mirror = uniform(keys, 1)[:, 0] < 0.5
                 batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
             noise = model.noise(index, settings.seed, passes)
             x = dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
@@ -587,8 +583,8 @@ def _loop(
                 run.running = []
             if in_epoch == epoch_steps:
                 which = ranks.mine(torch.arange(len(val)))
-                values = evaluate.bits_per_dim(model, val[which], progress=False, index=which)
-                valid = evaluate.summary(ranks.gathered(values, len(val)))
+                values = evaluate.evaluate(model, val[which], progress=False, index=which)
+                valid = evaluate.mean_and_error(ranks.gathered(values, len(val)))
                 if not math.isfinite(valid["bpd"]):
                     _stop(flow, run.step, valid["bpd"])
                 took = time.perf_counter() - epoch_started

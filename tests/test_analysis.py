@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, evaluate
-from rgflow_core.images import dequantise, from_logit, to_logit
+from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import analysis
 
 
@@ -99,7 +99,7 @@ def test_bits_by_site_add_up(fields):
     model = PictureModel(flow, Prior("laplace"))
     images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8)
     sites, levels = analysis.bits_by_site(model, images, seed=3, batch=2)
-    bits = evaluate.bits_per_dim(model, images, seed=3, progress=False)
+    bits = evaluate.evaluate(model, images, seed=3, progress=False)
     torch.testing.assert_close(sites.mean((1, 2, 3)), bits, rtol=1e-12, atol=1e-12)
 
     # A level by itself: its latents' density and its log-determinant.

@@ -145,8 +145,8 @@ def test_load_knows_training_and_published_checkpoints(tmp_path):
     assert loaded.metadata == {"epoch": 3, "step": 70, "settings": {"lr": 0.1}}
     same_function(loaded.flow, flow)
 
-    loaded = load(GOLDEN / IGF23)
-    assert loaded.prior is None
+    loaded = load(GOLDEN / IGF23, "gaussian")
+    assert loaded.prior == Prior("gaussian", "unit_scale")
     assert torch.allclose(loaded.flow(golden(IGF23)["y"])[0], golden(IGF23)["z"])
 
 

@@ -14,7 +14,6 @@ from PIL import Image
 from support import GOLDEN, TINY, files_below, small_flow
 
 from rgflow_core import Prior, checkpoints, cli, datasets, evaluate, load, msds, sample, train
-from rgflow_core.model import PictureModel
 
 PUBLISHED = {
     "16": ("authors_L16_laplace.state", "laplace"),
@@ -221,8 +220,8 @@ def test_evaluate_published(prior, command, tmp_path):
     code, out, _ = command(evaluate, file, *arguments)
     assert code == 0
     result = json.loads(out)
-    images = datasets.load("msds1", "test", limit=5).images
-    bpd = PictureModel(load(file).flow, Prior(prior)).bits_per_dim(images, seed=3)
+    images = datasets.load_split("msds1", "test", limit=5).images
+    bpd = load(file, prior).bits_per_dim(images, seed=3)
     assert result["bpd"] == pytest.approx(bpd.mean().item(), rel=1e-9)
     assert result["stderr"] == pytest.approx((bpd.std() / 5**0.5).item(), rel=1e-9)
     stated = {"name": prior, "convention": "unit_variance"}
@@ -372,8 +371,7 @@ def test_a_published_checkpoint_does_not_say_its_prior(refused):
 def test_a_published_checkpoint_has_the_convention_of_its_system(command, refused, weights):
     for name, convention in (("authors", "unit_variance"), ("igf23", "unit_scale")):
         file = next(GOLDEN / n for n, _ in PUBLISHED.values() if n.startswith(name))
-        model, _ = cli.load_model(file, "laplace", "cpu")
-        assert model.prior == Prior("laplace", convention)
+        assert load(file, "laplace").prior == Prior("laplace", convention)
     other = {"laplace": "gaussian", "gaussian": "laplace"}[load(weights).prior.name]
     refused(evaluate, weights, "--prior", other, "--limit", 2, words=[other])
 
@@ -390,7 +388,7 @@ def test_a_model_of_other_colours(weights, refused, monkeypatch):
         lambda *_: {"images": np.zeros((3, 32, 32, 1), np.uint8)}, lambda _: {}, "mnist", 1
     )
     monkeypatch.setitem(datasets.SOURCES, "mnist", source)
-    datasets.load("mnist", "test")  # its cache is no trace of the command
+    datasets.load_split("mnist", "test")  # its cache is no trace of the command
     refused(evaluate, weights, "--dataset", "mnist", words=["(3, 32, 32)", "1, 32, 32"])
 
 

@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 
 
 def load(name, split, root, limit=None, workers=2):
-    return datasets.load(name, split, root, limit, workers, progress=False)
+    return datasets.load_split(name, split, root, limit, workers, progress=False)
 
 
 def arrays(data):

@@ -104,7 +104,7 @@ def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
         checkpoints.save(RGFlow(config), Prior("laplace"), tmp_path / f"{name}.safetensors", {})
     pictures = torch.randint(256, (5, 3, 32, 32)).byte()
     split = SimpleNamespace(images=pictures)
-    monkeypatch.setattr(explore.datasets, "load", lambda *_: split)
+    monkeypatch.setattr(explore.datasets, "load_split", lambda *_: split)
     explorer = explore.explore(tmp_path)
     assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
     assert explorer.fine.max == 4

@@ -11,7 +11,7 @@ from support import GOLDEN, PRIORS, golden, lattice_normal, randomise, small_flo
 
 from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, load_published
 from rgflow_core.flow import decimate, lattice_levels, undecimate
-from rgflow_core.subnets import merge_parity, split_parity
+from rgflow_core.networks import merge_parity, split_parity
 from study import cones
 
 SUBNETS, ORDERS, PARITIES = ("published", "lean"), ("code", "paper"), ("even", "odd")

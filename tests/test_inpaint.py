@@ -6,7 +6,7 @@ import torch
 from support import TINY, randomise
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig
-from rgflow_core.images import to_logit
+from rgflow_core.pixels import to_logit
 from study import inpaint
 
 

@@ -8,10 +8,11 @@ import torch
 from scipy import special, stats
 from support import GOLDEN, PRIORS, golden, lattice_normal, small_flow
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, counter, load_published
-from rgflow_core.evaluate import bits_per_dim, summary
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published
+from rgflow_core import model as module
+from rgflow_core.evaluate import evaluate, mean_and_error
 from rgflow_core.flow import lattice_levels
-from rgflow_core.images import from_logit
+from rgflow_core.pixels import from_logit
 
 SMALL = {"image_size": 8, "channels": 3, "coupling_layers": 1, "hidden": 4, "res_blocks": 1}
 REFERENCE = {
@@ -120,10 +121,10 @@ def test_default_noise():
 
 def test_evaluation_does_not_depend_on_the_batch():
     model, images = random_model(torch.float64), pictures(11)
-    whole = bits_per_dim(model, images, seed=2, batch=200, progress=False)
+    whole = evaluate(model, images, seed=2, batch=200, progress=False)
     assert whole.shape == (11,)
     for batch in (1, 4, 11):
-        parts = bits_per_dim(model, images, seed=2, batch=batch, progress=False)
+        parts = evaluate(model, images, seed=2, batch=batch, progress=False)
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole, model.bits_per_dim(images, seed=2).detach())
 
@@ -131,8 +132,8 @@ def test_evaluation_does_not_depend_on_the_batch():
 def test_summary():
     values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     expected = {"bpd": 3.0, "stderr": pytest.approx(stats.sem(values.numpy())), "images": 4}
-    assert summary(values) == expected
-    assert summary(values[:1]) == {"bpd": 1.0, "stderr": None, "images": 1}
+    assert mean_and_error(values) == expected
+    assert mean_and_error(values[:1]) == {"bpd": 1.0, "stderr": None, "images": 1}
 
 
 # Samples
@@ -168,7 +169,7 @@ def test_the_rarest_latents_are_finite_and_symmetric(prior, monkeypatch):
     extremes = []
     for u in (0.0, 1 - 2.0**-24):
         monkeypatch.setattr(
-            counter, "uniform", lambda k, n, dtype, u=u: torch.full((len(k), n), u, dtype=dtype)
+            module, "uniform", lambda k, n, dtype, u=u: torch.full((len(k), n), u, dtype=dtype)
         )
         extremes.append(model.latents(1))
     assert extremes[0].isfinite().all()

@@ -68,10 +68,10 @@ def test_make(tmp_path, monkeypatch):
             "ablations": {"common": fields, "runs": {"bad": {"lr": 1e30}}},
         },
     )
-    small = evaluate.datasets.load
+    small = evaluate.datasets.load_split
     monkeypatch.setattr(
         evaluate.datasets,
-        "load",
+        "load_split",
         lambda name, split, root, limit=None, *rest: small(name, split, root, limit or 50, *rest),
     )
     path = records.make("a", tmp_path)

@@ -9,8 +9,8 @@ from scipy import stats
 from torch import Tensor
 
 from rgflow_core.flow import RGFlow, lattice_levels
-from rgflow_core.images import dequantise, from_logit, logit_log_derivative, to_logit
 from rgflow_core.model import PictureModel
+from rgflow_core.pixels import dequantise, from_logit, logit_log_derivative, to_logit
 
 
 @torch.no_grad()
@@ -45,7 +45,7 @@ def bits_by_site(
 
     Returns:
         Bits (N, C, L, L), 8 of each value's byte included, whose sum is that of
-        :func:`evaluate.bits_per_dim` times the dimension; and bits (N, levels) of the levels
+        :func:`evaluate.evaluate` times the dimension; and bits (N, levels) of the levels
         alone, without bytes and logit.
     """
     flow = model.flow.fold()

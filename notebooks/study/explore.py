@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from PIL import Image as Pillow
 from torch import Tensor
 
-from rgflow_core import datasets, images
+from rgflow_core import datasets, pixels
 from rgflow_core.checkpoints import load
 from rgflow_core.flow import lattice_levels
 from rgflow_core.model import PictureModel
@@ -41,7 +41,7 @@ def _png(sheet: np.ndarray) -> bytes:
 
 
 def _bytes(x: Tensor) -> np.ndarray:
-    return images.to_bytes(x).permute(0, 2, 3, 1).numpy()
+    return pixels.to_bytes(x).permute(0, 2, 3, 1).numpy()
 
 
 class Explorer:
@@ -162,7 +162,7 @@ class Explorer:
         z = model.latents(_SAMPLES)
         step = torch.zeros_like(z)
         step[(slice(None), *position)] = _STEP
-        up, down = images.from_logit(
+        up, down = pixels.from_logit(
             model.flow.inverse(torch.cat((z + step, z - step)))[0], clip=False
         ).chunk(2)
         return (up - down).abs().sum(1).mean(0) / (2 * _STEP)
@@ -230,7 +230,7 @@ def explore(
     """
     weights = results.root() / "weights" if weights is None else weights
     data_root = results.root() / "data" if data_root is None else data_root
-    models = {name: PictureModel(*load(path)[:2]) for name, path in results.models(weights).items()}
+    models = {name: load(path) for name, path in results.models(weights).items()}
     sets = dict.fromkeys(name.split("_")[0] for name in models)
-    pictures = {name: datasets.load(name, "test", data_root, sources).images for name in sets}
+    pictures = {name: datasets.load_split(name, "test", data_root, sources).images for name in sets}
     return Explorer(models, pictures)

@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from rgflow_core import checkpoints, cli, counter, datasets, msds
+from rgflow_core import checkpoints, cli, datasets, msds
 from rgflow_core.errors import UserError
 from rgflow_core.files import check_writable, provenance, refusing_damage
+from rgflow_core.noise import permutation
 
 FACTORS = ("x", "y", "angle", "red", "green", "blue")
 _ORDER_STREAM = 5
@@ -136,7 +137,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
     bar = tqdm(total=steps * batch, desc="factors", unit="image", disable=not progress)
     for epoch in range(epochs):
-        order = counter.permutation(len(images), _ORDER_STREAM, seed, epoch)
+        order = permutation(len(images), _ORDER_STREAM, seed, epoch)
         for which in order[: len(images) // batch * batch].split(batch):
             loss = F.smooth_l1_loss(net(images[which]), wanted[which], beta=0.1)
             optimizer.zero_grad()
@@ -161,7 +162,7 @@ def main() -> None:
     if Path(args.out).exists():
         raise UserError(f"{args.out} exists; give another name, results are not overwritten")
     check_writable(Path(args.out).parent)
-    sets = [datasets.load(s, "train", args.data_root, args.limit) for s in msds.SETS]
+    sets = [datasets.load_split(s, "train", args.data_root, args.limit) for s in msds.SETS]
     net = fit(
         torch.cat([s.images for s in sets]),
         np.concatenate([s.labels for s in sets]),

@@ -20,7 +20,7 @@ from scipy.interpolate import griddata
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
-from rgflow_core import images, msds
+from rgflow_core import msds, pixels
 from rgflow_core.model import PictureModel
 from study import cones
 from study.sparsity import with_error
@@ -74,7 +74,7 @@ class PatchDensity:
         self.marked = missing if local else torch.ones_like(missing)
         self.before = []
         with torch.no_grad():
-            grid, _ = images.to_logit(x)
+            grid, _ = pixels.to_logit(x)
             for h, level in enumerate(self.flow.levels):
                 grid = grid if h == 0 else grid[..., ::2, ::2]
                 for layer in level.layers():
@@ -84,7 +84,7 @@ class PatchDensity:
     @torch.no_grad()
     def __call__(self, x: Tensor, copies: int = 1) -> Tensor:
         """Log-densities (N * copies,) of candidates, ``copies`` of each picture in a row."""
-        grid, total = images.to_logit(x)
+        grid, total = pixels.to_logit(x)
         marked = self.marked.repeat_interleave(copies, 0)
         whole, cone, layers = grid.clone(), marked.clone(), iter(self.before)
         for h, level in enumerate(self.flow.levels):
@@ -193,13 +193,13 @@ def descend(model: PictureModel, x: Tensor, missing: Tensor, local: bool, steps:
     if local:
         free = torch.stack([cones.inference_cone(config, hole) for hole in missing])[:, None]
     with torch.no_grad():
-        given = flow(images.to_logit(x)[0])[0]
+        given = flow(pixels.to_logit(x)[0])[0]
     moved = torch.zeros_like(given, requires_grad=True)
     optimizer = torch.optim.Adam([moved], lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1 ** (1 / max(steps, 1)))
     for _ in range(steps):
         z = torch.where(free, moved, given)
-        error = (images.from_logit(flow.inverse(z)[0], clip=False) - x) * known
+        error = (pixels.from_logit(flow.inverse(z)[0], clip=False) - x) * known
         loss = error.square().sum() / (2 * SIGMA**2) - prior.log_prob(z).sum()
         (gradient,) = torch.autograd.grad(loss, moved)
         norm = gradient.flatten(1).norm(dim=1)[:, None, None, None]
@@ -207,7 +207,7 @@ def descend(model: PictureModel, x: Tensor, missing: Tensor, local: bool, steps:
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        return images.from_logit(flow.inverse(torch.where(free, moved, given))[0])
+        return pixels.from_logit(flow.inverse(torch.where(free, moved, given))[0])
 
 
 def compare(
@@ -237,7 +237,7 @@ def compare(
         the restored pictures in [0, 1].
     """
     config, channels = model.flow.config, model.flow.config.channels
-    true = images.dequantise(pictures, model.noise(torch.arange(len(pictures)), seed))
+    true = pixels.dequantise(pictures, model.noise(torch.arange(len(pictures)), seed))
     hole = missing[:, None]
     density = PatchDensity(model, true, missing)
     of_true = density(true)
@@ -269,7 +269,7 @@ def compare(
         seconds = (time.perf_counter() - began) / max(count, 1)
         drawn = torch.where(hole, filled.clamp(0, 1 - 2**-20), true)
         gained = density(drawn) - of_true
-        wrong = (images.to_bytes(drawn).double() - pictures) * hole
+        wrong = (pixels.to_bytes(drawn).double() - pictures) * hole
         rows.append(
             {
                 "way": name,

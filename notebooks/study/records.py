@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
+import study.ablations  # noqa: F401 - its models are in the plan
+from rgflow_core import checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
 from study import benchmarks, results
@@ -63,27 +64,30 @@ def make(name: str, root: Path) -> Path:
         write_json(record, facts | provenance(seed=settings.seed))
         return record
     peak = benchmarks.matrix_peak()
-    model = PictureModel(*load(weights)[:2])
-    test = datasets.load(settings.dataset, "test", settings.data_root)
-    bits = evaluate.bits_per_dim(model, test.images)
+    model = load(weights)
+    test = datasets.load_split(settings.dataset, "test", settings.data_root)
+    bits = evaluate.evaluate(model, test.images)
     shipped = name in plan(root, "shipped")
     if shipped:
         with replacing(root / "weights" / f"{name}.safetensors") as temporary:
             shutil.copyfile(weights, temporary)
     checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
-    facts = read_json(folder / "record.json") | {"name": name, "test": evaluate.summary(bits)}
+    facts = read_json(folder / "record.json") | {
+        "name": name,
+        "test": evaluate.mean_and_error(bits),
+    }
     facts["matrix_peak"] = peak  # FLOP/s of the same hour, for what "minutes" mean
     few = test.images[:SUBSET]
     if shipped:
         draws = [bits[:SUBSET]]
-        draws += [evaluate.bits_per_dim(model, few, seed) for seed in range(1, max(DRAWS))]
+        draws += [evaluate.evaluate(model, few, seed) for seed in range(1, max(DRAWS))]
         facts["importance_weighted"] = evaluate.bounds(
             torch.stack(draws), DRAWS, model.flow.config.dim
         )
     if settings.without_noise:
         with torch.no_grad():
             values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
-        facts["test_without_noise"] = evaluate.summary(torch.cat(values))
+        facts["test_without_noise"] = evaluate.mean_and_error(torch.cat(values))
     write_json(record, facts)
     if shipped:
         write_cards(root)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rgflow_core import images
+from rgflow_core import pixels
 from rgflow_core.model import PictureModel
 from study import factors
 from study.analysis import mix
@@ -101,8 +101,8 @@ def intervene(
     levels = flow.split(latents)
 
     def read(parts: list[Tensor]) -> dict[str, Tensor]:
-        drawn = images.from_logit(flow.inverse(flow.join(parts))[0])
-        return read_factors(net, set_name, images.to_bytes(drawn))
+        drawn = pixels.from_logit(flow.inverse(flow.join(parts))[0])
+        return read_factors(net, set_name, pixels.to_bytes(drawn))
 
     before = read(levels)
     unit = {k: (v - v.roll(1, 0)).abs().mean().item() for k, v in before.items()}
@@ -176,7 +176,7 @@ def resemblance(
     """
     levels = range(model.flow.config.levels + 1)
     read = [
-        read_factors(net, set_name, images.to_bytes(mix(model.flow, fine, coarse, h)))
+        read_factors(net, set_name, pixels.to_bytes(mix(model.flow, fine, coarse, h)))
         for h in levels
     ]
     draws = np.random.default_rng(seed).integers(len(fine), size=(resamples, len(fine)))

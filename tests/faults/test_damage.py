@@ -91,14 +91,18 @@ def make_training(folder):
         facts = (run.step, run.history, run.running, run.starts, loaded.metadata, loaded.prior)
         return facts, state(run.model.flow), optimizers, state(loaded.flow)
 
-    fingerprint = datasets.load("msds1", "train", limit=32).fingerprint
+    fingerprint = datasets.load_split("msds1", "train", limit=32).fingerprint
     return folder / "run" / "ckpt" / "rgflow_ep001.pth", read
 
 
 def make_published(folder):
     golden = Path(__file__).parents[1] / "golden" / "authors_L16_laplace.state"
     shutil.copy(golden, folder)
-    return folder / golden.name, lambda p: (c := load(p)).flow.config and (c[1:], state(c.flow))
+    return folder / golden.name, lambda p: (
+        (c := load(p, "laplace")).prior,
+        c.flow.config,
+        state(c.flow),
+    )
 
 
 def make_results(folder):
@@ -159,7 +163,7 @@ def test_data(name, tmp_path, trials, counts, monkeypatch, capsys):
     monkeypatch.setattr(msds, "SPLITS", {"train": 8, "val": 8, "test": 8})
 
     def read():
-        data = datasets.load("msds1", "test", tmp_path, progress=False)
+        data = datasets.load_split("msds1", "test", tmp_path, progress=False)
         return data.images.clone(), data.labels.copy(), data.fingerprint
 
     whole = read()

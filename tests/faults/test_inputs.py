@@ -208,10 +208,10 @@ FUNCTIONS = {
         lambda: model().log_prob(pictures(1, 1, 8, 8), torch.ones(1, 1, 8, 8)), "noise [0, 1)"
     ),
     "bits_per_dim: no pictures": (
-        lambda: evaluate.bits_per_dim(model(), pictures(0, 1, 8, 8)), "B >= 1 (0, 1"
+        lambda: evaluate.evaluate(model(), pictures(0, 1, 8, 8)), "B >= 1 (0, 1"
     ),
     "bits_per_dim: batch": (
-        lambda: evaluate.bits_per_dim(model(), pictures(1, 1, 8, 8), batch=0), "batch >= 1 0"
+        lambda: evaluate.evaluate(model(), pictures(1, 1, 8, 8), batch=0), "batch >= 1 0"
     ),
     "sample: n": (lambda: model().sample(0), "n >= 1 0"),
     "sample: batch": (lambda: model().sample(1, batch=0), "batch >= 1 0"),
@@ -229,10 +229,10 @@ FUNCTIONS = {
     "render: chunk": (lambda: msds.render(LABELS, 0), "chunk >= 1 0"),
     "entropy: set": (lambda: msds.entropy("x"), "msds1 'x'"),
     "entropy: angles": (lambda: msds.entropy("msds1", angles=15), "angles multiple 16 15"),
-    "data: set": (lambda: datasets.load("x", "test"), "msds1 'x'"),
-    "data: split": (lambda: datasets.load("msds1", "x"), "train 'x'"),
-    "data: limit": (lambda: datasets.load("msds1", "test", limit=0), "limit >= 1 0"),
-    "data: workers": (lambda: datasets.load("msds1", "test", "d", workers=0), "workers >= 1 0"),
+    "data: set": (lambda: datasets.load_split("x", "test"), "msds1 'x'"),
+    "data: split": (lambda: datasets.load_split("msds1", "x"), "train 'x'"),
+    "data: limit": (lambda: datasets.load_split("msds1", "test", limit=0), "limit >= 1 0"),
+    "data: workers": (lambda: datasets.load_split("msds1", "test", "d", workers=0), "workers >= 1 0"),
     "weights: missing": (lambda: load("none.pth"), "none.pth no such file"),
     "weights: folder": (lambda: load("folder"), "folder no such file"),
     "weights: layout": (lambda: save_published(small_flow(), "x", "y"), "layout igf23 'y'"),

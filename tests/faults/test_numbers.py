@@ -11,7 +11,7 @@ import victims
 from support import TINY, small_flow
 
 from rgflow_core import PictureModel, Prior, cli, datasets, evaluate, load, sample, train
-from rgflow_core.images import dequantise, from_logit, to_logit
+from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import results
 
 ROOT = Path(__file__).parents[2]
@@ -19,12 +19,13 @@ MODELS = results.models(ROOT / "weights")
 
 
 def model(name, dtype=torch.float32):
-    flow, prior, _ = load(MODELS[name])
-    return PictureModel(flow.to(dtype), prior).eval()
+    return load(MODELS[name]).to(dtype)
 
 
 def pictures(name, count):
-    return datasets.load(name.split("_")[0], "test", ROOT / "data", count, progress=False).images
+    return datasets.load_split(
+        name.split("_")[0], "test", ROOT / "data", count, progress=False
+    ).images
 
 
 # Edges
@@ -37,9 +38,9 @@ def test_plain_pictures(name, counts):
     dot = flat[0].clone()
     dot[:, 7, 9] = 255
     images = torch.stack([*flat, dot, 255 - dot])
-    bits = evaluate.bits_per_dim(model(name), images, progress=False)
+    bits = evaluate.evaluate(model(name), images, progress=False)
     assert bits.isfinite().all()
-    alone = evaluate.bits_per_dim(model(name), images, batch=1, progress=False)
+    alone = evaluate.evaluate(model(name), images, batch=1, progress=False)
     assert torch.allclose(alone, bits, rtol=1e-4)
     counts("edges: constant pictures", "finite")
 
@@ -93,7 +94,7 @@ def test_sampling_warns_of_the_worst(tmp_path, monkeypatch, capsys, counts):
 
 
 def test_evaluation_is_finite_or_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "bits_per_dim", lambda *_: torch.tensor([1.0, math.nan]))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: torch.tensor([1.0, math.nan]))
     name = next(iter(MODELS))
     monkeypatch.setattr("sys.argv", ["evaluate", str(MODELS[name]), "--limit", "2"])
     with pytest.raises(ValueError, match=r"1 of 2 pictures have no finite bits.*number 1"):
@@ -153,7 +154,7 @@ def test_threads(name, measured):
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
-            bits.append(evaluate.bits_per_dim(model(name), images, progress=False))
+            bits.append(evaluate.evaluate(model(name), images, progress=False))
     finally:
         torch.set_num_threads(1)
     difference = max((b - bits[0]).abs().max().item() for b in bits)
@@ -203,14 +204,14 @@ def test_a_run_may_be_repeated(tmp_path, monkeypatch, trials, counts, measured):
 
 def test_long_runs_stay_small(tmp_path, monkeypatch, trials, measured):
     """Memory is flat over thousands of steps, and so is what a step writes."""
-    used, summary = [], evaluate.summary
+    used, summary = [], evaluate.mean_and_error
 
     def watched(values):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         used.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
         return summary(values)
 
-    monkeypatch.setattr(evaluate, "summary", watched)
+    monkeypatch.setattr(evaluate, "mean_and_error", watched)
     epochs = trials(12, 60)
     train_tiny(tmp_path, monkeypatch, epochs=epochs, images_per_epoch=trials(160, 640))
     third = epochs // 3

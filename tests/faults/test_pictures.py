@@ -107,20 +107,20 @@ def test_refused(name, folder, counts):
     path = folder / "train" / name
     REFUSED[name](path)
     with pytest.raises(UserError) as error:
-        datasets.load("folder", "train", folder, progress=False)
+        datasets.load_split("folder", "train", folder, progress=False)
     assert str(error.value).startswith("1 of 3 pictures cannot be used")
     assert str(path) in str(error.value)
     assert not (folder / ".rgflow32").exists()
-    assert len(datasets.load("folder", "val", folder, progress=False).images) == 2
+    assert len(datasets.load_split("folder", "val", folder, progress=False).images) == 2
     path.unlink()
-    assert len(datasets.load("folder", "train", folder, progress=False).images) == 2
+    assert len(datasets.load_split("folder", "train", folder, progress=False).images) == 2
     counts("strangers' pictures", "refused by name")
 
 
 @pytest.mark.parametrize("name", USED)
 def test_used(name, folder, counts):
     USED[name](folder / "train" / name)
-    images = datasets.load("folder", "train", folder, progress=False).images
+    images = datasets.load_split("folder", "train", folder, progress=False).images
     assert images.shape == (3, 3, 32, 32)
     assert images.flatten(1).max(1).values.min() > 0  # none is left black
     counts("strangers' pictures", "used")
@@ -133,7 +133,7 @@ def test_all_are_named_at_once(folder, counts):
     for k in range(30):
         (folder / "train" / f"y{k}.png").write_bytes(b"")
     with pytest.raises(UserError) as error:
-        datasets.load("folder", "train", folder, progress=False)
+        datasets.load_split("folder", "train", folder, progress=False)
     number = len(REFUSED) + 30
     assert str(error.value).startswith(f"{number} of {number + 2} pictures cannot be used")
     assert f"and {number - 20} more" in str(error.value)
@@ -144,7 +144,7 @@ def test_all_are_named_at_once(folder, counts):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 def test_a_pipe_is_no_picture(folder):
     os.mkfifo(folder / "train" / "pipe.png")  # opening it would wait for ever
-    assert len(datasets.load("folder", "train", folder, progress=False).images) == 2
+    assert len(datasets.load_split("folder", "train", folder, progress=False).images) == 2
 
 
 CELEBA = ["zero.png", "text.png", "cut.jpg", "enormous.png", "animated.gif", "float.tif"]
@@ -160,5 +160,5 @@ def test_celeba(name, tmp_path, counts):
     lines = [f"{path.name} 0" for path in sorted(pictures.iterdir())]
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
     with pytest.raises(UserError, match=f"^1 of 4 pictures cannot be used.*{name}"):
-        datasets.load("celeba", "train", tmp_path, progress=False)
+        datasets.load_split("celeba", "train", tmp_path, progress=False)
     counts("strangers' pictures", "refused by name")

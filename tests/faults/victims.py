@@ -31,7 +31,7 @@ def data(folder: Path) -> None:
     """Draw a small data set."""
     msds.SPLITS = {"train": 2500, "val": 50, "test": 50}
     for split in datasets.SPLITS:
-        datasets.load("msds1", split, folder / "data", workers=2, progress=False)
+        datasets.load_split("msds1", split, folder / "data", workers=2, progress=False)
 
 
 def training(folder: Path) -> None:

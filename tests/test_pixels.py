@@ -7,18 +7,18 @@ import pytest
 import torch
 from support import PRIORS, golden
 
-from rgflow_core import images
+from rgflow_core import pixels
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_golden(name):
     expected = golden(name)
-    y, log_det = images.to_logit(images.dequantise(expected["image"], expected["noise"]))
+    y, log_det = pixels.to_logit(pixels.dequantise(expected["image"], expected["noise"]))
     torch.testing.assert_close(y, expected["y"], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(log_det, expected["logit_log_det"], rtol=1e-10, atol=1e-10)
-    x = images.from_logit(expected["y_sample"], clip=False)
+    x = pixels.from_logit(expected["y_sample"], clip=False)
     torch.testing.assert_close(x, expected["x_sample"], rtol=1e-10, atol=1e-10)
-    clipped = images.from_logit(expected["y_sample"])
+    clipped = pixels.from_logit(expected["y_sample"])
     assert torch.equal(clipped, x.clamp(0, 1))
     assert not torch.equal(clipped, x)
 
@@ -26,9 +26,9 @@ def test_golden(name):
 def test_log_det_is_that_of_autograd():
     x = torch.rand(2, 3, 4, 4, dtype=torch.float64)
     x[0, 0, 0, :2] = torch.tensor([0.0, 1.0])
-    y, log_det = images.to_logit(x)
+    y, log_det = pixels.to_logit(x)
     for i in range(2):
-        jacobian = torch.autograd.functional.jacobian(lambda v: images.to_logit(v)[0], x[i : i + 1])
+        jacobian = torch.autograd.functional.jacobian(lambda v: pixels.to_logit(v)[0], x[i : i + 1])
         jacobian = jacobian.reshape(48, 48)
         assert torch.equal(jacobian, torch.diag(jacobian.diag()))
         assert log_det[i].item() == pytest.approx(torch.slogdet(jacobian)[1].item(), abs=1e-11)
@@ -39,37 +39,37 @@ def test_log_det_is_that_of_autograd():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 def test_round_trip(dtype, tolerance):
     x = torch.rand(2, 3, 8, 8, dtype=dtype)
-    y, log_det = images.to_logit(x)
+    y, log_det = pixels.to_logit(x)
     assert y.dtype == dtype
     assert log_det.dtype == torch.float64
-    assert (images.from_logit(y) - x).abs().max() < tolerance
-    assert (images.from_logit(y, clip=False) - x).abs().max() < tolerance
+    assert (pixels.from_logit(y) - x).abs().max() < tolerance
+    assert (pixels.from_logit(y, clip=False) - x).abs().max() < tolerance
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_byte_survives(dtype):
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
     for u in (0.01, 0.5, 0.99):
-        x = images.dequantise(every, torch.full((1, 1, 16, 16), u, dtype=dtype))
+        x = pixels.dequantise(every, torch.full((1, 1, 16, 16), u, dtype=dtype))
         assert x.dtype == dtype
         assert torch.equal(x, (torch.arange(256, dtype=dtype).reshape(x.shape) + u) / 256)
-        assert torch.equal(images.to_bytes(x), every)
-        assert torch.equal(images.to_bytes(images.from_logit(images.to_logit(x)[0])), every)
+        assert torch.equal(pixels.to_bytes(x), every)
+        assert torch.equal(pixels.to_bytes(pixels.from_logit(pixels.to_logit(x)[0])), every)
 
 
 def test_to_bytes():
     x = torch.tensor([-0.5, 0.0, 0.00390624, 0.00390625, 0.5, 0.99999, 1.0, 1.7])
-    assert images.to_bytes(x).tolist() == [0, 0, 0, 1, 128, 255, 255, 255]
-    assert images.to_bytes(x).dtype == torch.uint8
+    assert pixels.to_bytes(x).tolist() == [0, 0, 0, 1, 128, 255, 255, 255]
+    assert pixels.to_bytes(x).dtype == torch.uint8
 
 
 def test_bits_per_dim():
     # A density of 256^D / 2^(3 D) on [0, 1)^D costs three bits per dimension; one of 1, eight.
     log_prob = torch.tensor([math.log(256 / 8), 0.0])
     torch.testing.assert_close(
-        images.bits_per_dim(log_prob), torch.tensor([3.0, 8.0], dtype=torch.float64)
+        pixels.bits_per_dim(log_prob), torch.tensor([3.0, 8.0], dtype=torch.float64)
     )
-    assert images.bits_per_dim(log_prob.float()).dtype == torch.float64
+    assert pixels.bits_per_dim(log_prob.float()).dtype == torch.float64
 
 
 def test_bits_per_dim_of_a_formula_written_out():
@@ -77,7 +77,7 @@ def test_bits_per_dim_of_a_formula_written_out():
     log_prior, log_flow, log_logit = rng.normal(-1000, 300, (3, 5))
     expected = (-(log_prior + log_flow + log_logit) / 3072 + np.log(256)) / np.log(2)
     total = torch.from_numpy(log_prior + log_flow + log_logit) / 3072
-    np.testing.assert_allclose(images.bits_per_dim(total), expected, rtol=1e-14)
+    np.testing.assert_allclose(pixels.bits_per_dim(total), expected, rtol=1e-14)
 
 
 BAD = {
@@ -95,8 +95,8 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_wrong_images(kind):
     with pytest.raises(ValueError, match="images must"):
-        images.check_images(BAD[kind], (3, 4, 4))
+        pixels.check_images(BAD[kind], (3, 4, 4))
 
 
 def test_right_images():
-    images.check_images(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), (3, 4, 4))
+    pixels.check_images(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), (3, 4, 4))

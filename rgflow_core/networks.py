@@ -2,7 +2,7 @@
 
 Both networks answer the same question: given one checkerboard half of every block, what are the
 log-scale ``s`` and the shift ``t`` of the other half (for the coupling "nlsq" also ``q``, ``d``
-and ``g``, see :mod:`rgflow_core.transforms`)? A coupling layer asks twice, once per
+and ``g``, see :mod:`rgflow_core.couplings`)? A coupling layer asks twice, once per
 half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029), exactly;
 :class:`LeanSubnet` is ours, about fifty times smaller, for training on a CPU.
 """
@@ -236,58 +236,5 @@ class LeanSubnet(nn.Module):
         return parameters
 
 
-class WithoutRescaling(PublishedSubnet):
-    """Ablation: x + f(x), without the 1 / sqrt(2)."""
-
-    rescaling = 1.0
-
-
-class WithoutTanh(PublishedSubnet):
-    """Ablation: s = S, unbounded."""
-
-    @staticmethod
-    def bound(s: Tensor) -> Tensor:
-        return s
-
-
-class FixedActivation(PublishedSubnet):
-    """Ablation: act(x) = x sigmoid(x), without the learned alpha."""
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
-        self.alphas.requires_grad_(False)
-
-
-class PostActivation(PublishedSubnet):
-    """Ablation: x <- act((x + f(x)) / sqrt(2)), f = linear, act, ..., linear."""
-
-    def _residual(self, x: Tensor, alpha: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
-        hidden = x * alpha  # the first matrix divides by it
-        for k, (weight, bias) in enumerate(layers):
-            hidden = torch.baddbmm(bias, F.silu(hidden) if k else hidden, weight.mT)
-        return F.silu((x + hidden) * self.rescaling * alpha) / alpha
-
-
-class SharedNetwork(PublishedSubnet):
-    """Ablation: S and T are one network, but for its last linear layer and its gain."""
-
-    def __init__(self, *args: object) -> None:
-        super().__init__(*args)
-        for block in range(len(self.linears)):
-            for k, linear in enumerate(self.linears[block]):
-                fan_out, fan_in = linear.weight_v.shape[1:]
-                self.alphas[block][k] = nn.Parameter(torch.ones(1, fan_in))
-                if (block, k) != (len(self.linears) - 1, len(self.linears[block]) - 1):
-                    self.linears[block][k] = WeightNormLinear(fan_in, fan_out, copies=1)
-
-
-ABLATIONS = {
-    "without_rescaling": WithoutRescaling,
-    "without_tanh": WithoutTanh,
-    "fixed_activation": FixedActivation,
-    "post_activation": PostActivation,
-    "shared_network": SharedNetwork,
-}
-"""Changes of the published network, one each, of IGF23's list of details that matter."""
-
-SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet} | ABLATIONS
+SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet}
+"""By the name in a config; a study may add its own."""

@@ -6,7 +6,9 @@ import pytest
 import torch
 from support import lattice_normal, randomise, small_flow
 
-from rgflow_core.subnets import ABLATIONS, SUBNETS, merge_parity, split_parity
+from rgflow_core import train
+from rgflow_core.networks import SUBNETS, merge_parity, split_parity
+from study.ablations import ABLATIONS, MODELS
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
@@ -71,3 +73,12 @@ def test_what_is_not_learned_or_not_there():
     assert len({v for k, v in counts.items() if k != "shared_network"}) == 1
     fixed = SUBNETS["fixed_activation"](3, 4, 2, 8, 2, "even")
     assert not any(p.requires_grad for p in fixed.alphas.parameters())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_ablation_trains(model, tmp_path):
+    settings = train.Settings(
+        model=model, train_images=2, val_images=1, batch_size=2, epochs=1, img_samples=1,
+        device="cpu",
+    )  # fmt: skip
+    assert train.train(settings, tmp_path / "run", progress=False).exists()

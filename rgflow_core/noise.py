@@ -21,7 +21,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & (2**33 - 1))
 
 
-def key(*parts: int | Tensor, index: Tensor) -> Tensor:
+def stream(*parts: int | Tensor, index: Tensor) -> Tensor:
     """One stream key (N,) int64 for each entry of ``index`` (N,) int64.
 
     ``parts`` are whole numbers, or tensors of them like ``index``.
@@ -41,4 +41,4 @@ def uniform(keys: Tensor, count: int, dtype: torch.dtype = torch.float32) -> Ten
 
 def permutation(size: int, *parts: int) -> Tensor:
     """A random order of 0 ... size-1, int64, a function of ``parts``."""
-    return key(*parts, index=torch.arange(size)).argsort(stable=True)
+    return stream(*parts, index=torch.arange(size)).argsort(stable=True)

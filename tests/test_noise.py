@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rgflow_core import counter
+from rgflow_core.noise import permutation, stream, uniform
 
 GAMMA, MIX1, MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 WORD = 2**64
@@ -41,26 +41,26 @@ parts_of = st.integers(0, 2**31 - 1)
 
 @given(st.lists(parts_of, min_size=1, max_size=4), st.lists(st.integers(0, 2**40), min_size=1, max_size=5))  # fmt: skip
 def test_keys(parts, index):
-    keys = counter.key(*parts, index=torch.tensor(index))
+    keys = stream(*parts, index=torch.tensor(index))
     assert [k % WORD for k in keys.tolist()] == [key(*parts, i) for i in index]
 
 
 def test_parts_may_be_tensors():
     index, epochs = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 1])
-    keys = counter.key(1, 7, epochs, index=index)
+    keys = stream(1, 7, epochs, index=index)
     expected = [key(1, 7, e, i) for e, i in [(0, 4), (1, 5), (1, 6)]]
     assert [k % WORD for k in keys.tolist()] == expected
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4))
 def test_uniform_numbers(streams):
-    numbers = counter.uniform(torch.tensor(streams), 9, torch.float64)
+    numbers = uniform(torch.tensor(streams), 9, torch.float64)
     assert numbers.tolist() == [uniforms(s % WORD, 9) for s in streams]
-    assert torch.equal(counter.uniform(torch.tensor(streams), 9).double(), numbers)
+    assert torch.equal(uniform(torch.tensor(streams), 9).double(), numbers)
 
 
 def test_numbers_are_uniform_and_independent():
-    numbers = counter.uniform(counter.key(1, 0, index=torch.arange(300)), 300, torch.float64)
+    numbers = uniform(stream(1, 0, index=torch.arange(300)), 300, torch.float64)
     assert numbers.min() >= 0
     assert numbers.max() < 1
     assert stats.kstest(numbers.flatten(), "uniform").pvalue > 1e-3
@@ -68,20 +68,20 @@ def test_numbers_are_uniform_and_independent():
         assert stats.kstest(pairs.flatten()[::2], stats.triang(0.5, -1, 2).cdf).pvalue > 1e-3
     # First numbers of neighbouring streams, seeds and epochs.
     for parts in ((1, 0), (1, 1), (2, 0), (1, 0, 1)):
-        first = counter.uniform(counter.key(*parts, index=torch.arange(5000)), 1)[:, 0]
+        first = uniform(stream(*parts, index=torch.arange(5000)), 1)[:, 0]
         assert stats.kstest(first.double(), "uniform").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_permutation(size):
-    order = counter.permutation(size, 3, 0)
+    order = permutation(size, 3, 0)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(size))
     assert order.tolist() == sorted(range(size), key=lambda i: (key(3, 0, i) + 2**63) % WORD)
 
 
 def test_permutations_differ_and_are_even():
-    orders = torch.stack([counter.permutation(50, 3, seed) for seed in range(2000)])
+    orders = torch.stack([permutation(50, 3, seed) for seed in range(2000)])
     assert len({tuple(order.tolist()) for order in orders}) == 2000
     for position in (0, 17, 49):
         assert stats.chisquare(torch.bincount(orders[:, position], minlength=50)).pvalue > 1e-3

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rgflow_core import LEAN, RGFlow, RGFlowConfig
-from rgflow_core.transforms import COUPLINGS
+from rgflow_core.couplings import COUPLINGS
 
 EXTREME = st.floats(-1e6, 1e6)
 USUAL = st.floats(-30, 30)
