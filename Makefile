@@ -1,222 +1,110 @@
-# The RG-Flow reproducibility study. `make help` explains.
+# The RG-Flow reproducibility study. `make help` explains. It needs no more than GNU make 3.81.
 PROFILE ?= default
-SHELL := /bin/bash -o pipefail
+PROFILES := smoke default study retrain paper
+$(if $(filter $(PROFILE),$(PROFILES)),,$(error PROFILE must be one of $(PROFILES), not '$(PROFILE)'))
+SHELL := /bin/bash
 .DELETE_ON_ERROR:
-.DEFAULT_GOAL := help
-
-# An active conda environment made from environment.yml is used as it is; otherwise .venv is made.
-ifeq ($(CONDA_DEFAULT_ENV),rgflow)
-PYTHON := python
-SETUP :=
-else
-PYTHON := .venv/bin/python
-SETUP := .venv/installed
-endif
-
-# --- Profiles: what is trained, and on how many pictures the rest is measured ----------------
+.PHONY: help setup reproduce reference bench test test-browser test-faults notebooks lab clean again
 R := runs/$(PROFILE)
-SETS := msds1 msds2
-PRIORS := laplace gaussian
-# The analyses' models: those in weights/, or those that the profile trains.
-MODELS := $(R)/models
-DATA := {sets: [msds1, msds2], images: 10000, full: true, angles: 131072}
-EVAL := {images: 10000, others: 2000, seeds: 2, iw_images: 100, iw_draws: 64, site_images: 500, \
-	temperatures: [0.5, 0.7, 0.9, 1.0, 1.1, 1.2], fakes: 500, angles: 131072}
-SPARSITY := {images: 2000, rotations: 4}
-FIELDS := {latents: 12, samples: 32}
-LATENT := {uniform: [0.8, 0.9, 1.0, 1.1, 1.2], fakes: 200, repeats: 3, real: 1000, mixed: 100, \
-	traversed: 6, judges: 4, probed: 3000, changed: 200, restored: 8, search_steps: 60, descent_steps: 20}
-ifeq ($(PROFILE),smoke)
-SETS := msds1
-DATA := {sets: [msds1], images: 200, full: false}
-TRAIN := {epochs: 2, images_per_epoch: 1920, train_images: 4000, val_images: 100, warmup: 20}
-EVAL := {images: 100, others: 50}
-SPARSITY := {images: 100}
-FIELDS := {latents: 5, samples: 4}
-LATENT := {pairs: 2}
-else ifneq ($(filter $(PROFILE),default study),)
-# What the committed weights give, and one short training that shows the path.
-MODELS := weights
-TRAINED := msds1_gaussian
-TRAIN := {epochs: 5, images_per_epoch: 4000, val_images: 1000}
-else ifeq ($(PROFILE),retrain)
-TRAIN := {}
-PLANNED := shipped
-else ifeq ($(PROFILE),paper)
-# IGF23's training: its prior convention and flips; the parity of the first half is the authors'.
-TRAIN := {model: published, epochs: 60, batch_size: 512, lr: 0.001, optimizer: adamw, beta2: 0.999, outlier_bpd: null, warmup: 0, schedule: constant, convention: unit_scale, flip: true}
-else
-$(error PROFILE must be one of smoke, default, study, retrain, paper, not '$(PROFILE)')
-endif
-TRAINED ?= $(foreach set,$(SETS),$(foreach prior,$(PRIORS),$(set)_$(prior)))
-WEIGHTS := $(if $(filter weights,$(MODELS)),$(wildcard weights/*.safetensors),$(TRAINED:%=$(R)/models/%.safetensors))
-# Of the model whose target is being made, SET_PRIOR.
-MODEL = {dataset: $(firstword $(subst _, ,$*)), prior: $(lastword $(subst _, ,$*)), planned: "$(PLANNED)", overrides: $(TRAIN)}
-# What each notebook leaves: its executed copy and its results.
-STORED := $(foreach name,03_bpd_evaluation $(TRAINED:%=02_training_%),$(R)/$(name).ipynb \
-	$(R)/results/$(name).json) $(foreach name,01_data 04_sparsity 05_receptive_fields \
-	06_latent_space,$(R)/$(name).ipynb $(R)/results/$(name).json $(R)/results/$(name).npz)
-
-# Two notebooks at a time, each on half of the cores: faster than one on all of them, because the
-# lean networks are small. Waiting threads of two programs on the same cores would otherwise
-# hold each other up (20 times slower, measured); the spin count bounds that too.
+# An active conda environment made from environment.yml is used as it is; otherwise .venv is made.
+PYTHON := $(if $(filter rgflow,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
+SETUP := $(if $(filter rgflow,$(CONDA_DEFAULT_ENV)),,.venv/installed)
+# Two notebooks at a time, each on half of the cores: faster than one on all of them, because the lean networks
+# are small. Waiting threads of two programs on the same cores would otherwise hold each other up (20 times
+# slower, measured); the spin count bounds that too.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
-ifeq ($(PROFILE),paper)
-JOBS := 1
-else
-JOBS := 2
-endif
+JOBS := $(if $(filter paper,$(PROFILE)),1,2)
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(JOBS)
 endif
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
 export GOMP_SPINCOUNT ?= 10000
-# `study` lies beside the notebooks, which run in their own folder.
+# `study` lies beside the notebooks, which run in their own folder. The command is for the provenance of results.
 export PYTHONPATH := notebooks
-# For the provenance of results.
 export RGFLOW_COMMAND := make $(or $(MAKECMDGOALS),help) PROFILE=$(PROFILE)
 
-# Run a notebook: $(call run,NAME,PARAMETERS,FLAGS). Its executed copy, $(call done,NAME), appears
-# when it is done; until then it has the shell's number in its name, as make may run twice. Two
-# notebooks run at once, so each line says whose it is; Jupyter's notices about TCP and
-# its own shutting down are left out.
-done = $(R)/$(1)$(if $*,_$*)
-define run
-@mkdir -p $(R)
-@echo "== notebooks/$(1).ipynb -> $(done).ipynb"
-@partial=$(done).partial-$$$$.ipynb; $(PYTHON) -m papermill notebooks/$(1).ipynb $$partial --cwd notebooks --no-progress-bar --log-level ERROR --stdout-file /dev/stdout \
-	-y '$(2)' -p out $(R) $(3) 2>&1 | sed -u '/^\[IPKernelApp\] \(WARNING\|ERROR | KeyboardInterrupt\)/d; s/^/$(or $*,$(1)): /' || { echo "error: notebook $(1) failed; as far as it came it is in $$partial" >&2; exit 1; }; \
-	mv $$partial $(done).ipynb
-endef
-
-.PHONY: help
 help:  ## Explain the targets
-	@echo "RG-Flow reproducibility study. Targets:"
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1 \t/' | expand -t 24
-	@echo "Profiles of make reproduce PROFILE=...:"
-	@echo "  smoke    all steps, tiny, under 5 minutes on two cores"
-	@echo "  default  all analyses of weights/, one short training, under 15 minutes; fills figures/"
-	@echo "  study    the study's training runs that have no record in data/records, then default"
-	@echo "  retrain  the models of weights/ again from scratch: some hours on two cores"
-	@echo "  paper    published size and epochs, wants a GPU"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	@echo "Profiles: smoke (all steps, tiny), default (weights/ and one short training; fills figures/), study (planned"
+	@echo "runs without a record, then default), retrain (weights/ from scratch: hours), paper (published size: a GPU)"
 
-# --- Set-up -----------------------------------------------------------------------------------
-.PHONY: setup
 setup: $(SETUP)  ## Make .venv from requirements.lock (part of every target)
-
-.venv/installed: requirements.lock pyproject.toml
-	python3 -m venv .venv
+VERSION := $(shell python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+.venv/installed: requirements.lock pyproject.toml $(if $(wildcard .venv/lib/python$(VERSION)),,again)
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: python3 is $(VERSION) here; wanted is 3.11 or later, first in PATH" >&2; exit 1; }
+	test -d .venv/lib/python$(VERSION) || python3 -m venv --clear .venv
 	.venv/bin/python -m pip install --quiet --requirement requirements.lock
-	.venv/bin/python -m pip install --quiet --no-deps --editable .
-	@touch $@
+	.venv/bin/python -m pip install --quiet --no-deps --editable . && touch $@
 
-# --- The study ----------------------------------------------------------------------------------
+# The models that a profile trains, and those that its analyses read.
+WEIGHTS := $(if $(filter default study,$(PROFILE)),$(wildcard weights/*.safetensors))
+TRAINED := msds1_gaussian $(if $(WEIGHTS),,msds1_laplace $(if $(filter smoke,$(PROFILE)),,msds2_gaussian msds2_laplace))
+MODELS := $(or $(WEIGHTS),$(TRAINED:%=$(R)/02_training_%.ipynb))
+ANALYSES := 03_bpd_evaluation 04_sparsity 05_receptive_fields 06_latent_space
+FIGURES := fig01_data fig02_lattice fig03_curves fig04_priors fig05_bits fig06_fields fig07_growth fig08_samples \
+	fig09_mixing fig10_probes fig11_changes
+FIGURES := $(foreach kind,png pdf csv,$(FIGURES:%=figures/%.$(kind))) $(patsubst %,figures/%.npz,$(filter \
+	%_data %_fields %_samples %_mixing,$(FIGURES)))
+
+# A rule's product is the executed notebook; where what it left beside that is gone, it runs again.
+tables = $(addprefix $(R)/results/$(1),.csv .json .npz)
+gone = $(if $(filter-out $(wildcard $(2)),$(2)),$(1))
+GONE := $(foreach n,01_data $(ANALYSES),$(call gone,$(R)/$(n).ipynb,$(call tables,$(n)))) $(foreach m,$(TRAINED),$(call \
+	gone,$(R)/02_training_$(m).ipynb,$(call tables,02_training_$(m)) $(R)/models/$(m).safetensors)) $(call \
+	gone,$(R)/07_figures.ipynb,$(FIGURES:%=$(R)/%)) $(call gone,figures/results.json,$(FIGURES) figures/results.csv)
+$(GONE): again
+
+RUN = @$(PYTHON) -m study.run $(basename $(notdir $<)) --profile $(PROFILE)
+SHOWING := $(addprefix notebooks/study/,figures.py report.py page.py run.py)
+CODE := $(filter-out $(SHOWING),$(wildcard rgflow_core/*.py notebooks/study/*.py))
+$(R)/01_data.ipynb: notebooks/01_data.ipynb $(filter %/msds.py %/ellipses.py %/datasets.py %/entropy.py,$(CODE)) | $(SETUP)
+	$(RUN)
 # A finished training is not repeated when code changes; `make clean` first to train anew.
-.PHONY: reproduce
-ifeq ($(PROFILE),default)
-reproduce: figures/results.json  ## Regenerate every number and figure (PROFILE=default)
-	@$(PYTHON) -m study.reference check figures/results.json figures/reference.json $(R)/comparison.csv
-	@echo "Done: report figures/report.html, numbers and figures in figures/"
-else ifeq ($(PROFILE),study)
-# Their records name runs; those there are kept. Then the default profile, on what they left.
-RECORDS := $(shell sed -n 's|^      "\([a-z0-9_]*\)":.*|data/records/\1.json|p' data/runs.json)
-reproduce: $(RECORDS)
-	$(MAKE) reproduce PROFILE=default
-$(RECORDS): data/records/%.json: | $(SETUP) $(R)/01_data.ipynb
-	$(PYTHON) -m study.records $*
-else
-reproduce: $(R)/report.html
-	@echo "Done: report $(R)/report.html, numbers $(R)/results.json, figures $(R)/figures/"
-endif
-
-CORE := $(wildcard rgflow_core/*.py notebooks/study/*.py)
-DATA_CORE := $(addprefix rgflow_core/,msds.py datasets.py)
-N := $(R)/results
-
-# A notebook and the files it makes are remade together (&:, or a pattern rule).
-$(R)/01_data.ipynb $(N)/01_data.json $(N)/01_data.npz &: notebooks/01_data.ipynb $(DATA_CORE) | $(SETUP)
-	$(call run,01_data,$(DATA))
-
-$(R)/02_training_%.ipynb $(N)/02_training_%.json $(R)/models/%.safetensors: notebooks/02_training.ipynb $(R)/01_data.ipynb
-	$(call run,02_training,$(MODEL))
-
-define analysis
-$(R)/$(1).ipynb $(N)/$(1).json $(if $(3),$(N)/$(1).npz) &: notebooks/$(1).ipynb $(WEIGHTS) $(CORE) $(R)/01_data.ipynb
-	$$(call run,$(1),$$($(2)),-p weights $(MODELS))
-endef
+$(TRAINED:%=$(R)/02_training_%.ipynb): $(R)/02_training_%.ipynb: notebooks/02_training.ipynb $(R)/01_data.ipynb
+	$(RUN) --model $*
 $(R)/03_bpd_evaluation.ipynb: $(wildcard data/*.json data/records/*.json)
-$(eval $(call analysis,03_bpd_evaluation,EVAL))
-$(eval $(call analysis,04_sparsity,SPARSITY,npz))
-$(eval $(call analysis,05_receptive_fields,FIELDS,npz))
-$(eval $(call analysis,06_latent_space,LATENT,npz))
-
-# Two figures are drawn only where runs have records.
-FIGURES := $(sort $(shell grep -o 'fig[0-9][0-9]_[a-z_]*' notebooks/07_figures.ipynb))
-ifeq ($(wildcard data/records/msds*_seed*.json),)
-FIGURES := $(filter-out %_seeds,$(FIGURES))
-endif
-ifeq ($(filter-out data/records/ablation_unchanged_%,$(wildcard data/records/ablation_*.json)),)
-FIGURES := $(filter-out %_ablations,$(FIGURES))
-endif
-FIGURES := $(foreach kind,png pdf csv,$(FIGURES:%=$(R)/figures/%.$(kind)))
-$(R)/07_figures.ipynb $(R)/results.json $(FIGURES) &: notebooks/07_figures.ipynb $(STORED) $(CORE)
-	$(call run,07_figures,{profile: $(PROFILE)})
-
+$(ANALYSES:%=$(R)/%.ipynb): $(R)/%.ipynb: notebooks/%.ipynb $(CODE) $(MODELS) $(R)/01_data.ipynb
+	$(RUN)
+$(R)/07_figures.ipynb: notebooks/07_figures.ipynb $(patsubst %,$(R)/%.ipynb,01_data $(TRAINED:%=02_training_%) \
+		$(ANALYSES)) notebooks/study/figures.py notebooks/study/report.py $(wildcard notebooks/study/templates/*.md)
+	$(RUN)
 # And report.pdf, where a Chromium is installed.
-$(R)/report.html: $(R)/07_figures.ipynb $(R)/results.json $(FIGURES) notebooks/study/page.py
+$(R)/report.html: $(R)/07_figures.ipynb notebooks/study/page.py $(wildcard notebooks/study/templates/page/*)
 	@$(PYTHON) -m study.page $< $@
 
-# Only the default profile writes to figures/ and README's table.
+# Only the default profile writes to figures/ and README.
 figures/results.json: $(R)/report.html
-	@mkdir -p figures
-	@rm -f figures/fig* figures/report.*
-	@cp $(FIGURES) $(R)/report.* figures/
-	@$(PYTHON) -m study.report results $(R)/results.json README.md
-	@cp $(R)/results.json figures/
-
-.PHONY: reference
-reference: $(SETUP)  ## Make the numbers of figures/results.json the reference
-	$(PYTHON) -m study.reference write figures/results.json figures/reference.json
-
-# --- Speed ----------------------------------------------------------------------------------------
-BENCH := {hidden: 512, batch: 32, pairs: 7, lattices: [16, 32, 64, 128], batches: [8, 32, 128], \
-	pictures: 2000, everything: true, judged: 256, compiling: true, steps: 60, lean_images: 6400}
-.PHONY: bench
-bench: $(SETUP)  ## Measure speed against the published way; fills figures/benchmarks.json
-	rm -rf runs/bench
-	OMP_NUM_THREADS=$(CORES) $(PYTHON) -m papermill notebooks/A1_benchmarks.ipynb runs/A1_benchmarks.ipynb \
-		--cwd notebooks --no-progress-bar --log-level ERROR --stdout-file /dev/stdout -p out runs/bench \
-		-y '$(BENCH)'
-	cp runs/bench/results/A1_benchmarks.json figures/benchmarks.json
-	$(PYTHON) -m study.report speed figures/benchmarks.json README.md
-
-# --- For developers -----------------------------------------------------------------------------
-.PHONY: test test-browser test-faults notebooks lab clean
-test test-browser notebooks: export OMP_NUM_THREADS = $(CORES)
+	@rm -f figures/fig* figures/report.* && cp $(R)/figures/fig* $(R)/report.* figures/
+	@$(PYTHON) -m study.results collect $(R)/results figures && $(PYTHON) -m study.report results
+ENDS_study := $(R)/01_data.ipynb
+ENDS_default := figures/results.json
+reproduce: $(or $(ENDS_$(PROFILE)),$(R)/report.html)  ## Regenerate every number and figure
+ifeq ($(PROFILE),default)
+	@$(PYTHON) -m study.results check figures
+else ifeq ($(PROFILE),study)
+	set -o pipefail; $(PYTHON) -m study.records | xargs -n 1 -P $(JOBS) $(PYTHON) -m study.records
+	$(MAKE) reproduce PROFILE=default
+endif
+	@echo "Done: PROFILE=$(PROFILE); report.html and figures are in $(if $(ENDS_$(PROFILE)),figures,$(R))/"
+reference: $(SETUP)  ## Make the numbers of figures/results.csv the reference
+	$(PYTHON) -m study.results reference figures
+ALLCORES := OMP_NUM_THREADS=$(CORES) $(PYTHON)
+bench: $(SETUP)  ## Measure speed against the published way; fills figures/A1_benchmarks.csv
+	rm -rf runs/bench && $(ALLCORES) -m study.run A1_benchmarks --profile bench
+	cp runs/bench/results/A1_benchmarks.{csv,json} figures/ && $(PYTHON) -m study.report speed
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
-	$(PYTHON) -m ruff check .
-	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m pytest tests
-	rm -rf runs/notebooks
-	$(PYTHON) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
-
-# The explorer's sliders in JupyterLab, in a real browser.
-test-browser: $(SETUP)  ## Move sliders of notebook 06 in headless Chromium
-	@for program in chromium chromedriver; do command -v $$program >/dev/null || \
-		{ echo "error: test-browser needs $$program, which is not installed (Debian: apt-get install chromium chromium-driver)" >&2; exit 2; }; done
-	$(PYTHON) -m pytest tests/test_browser.py -m browser -s
-
+	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
+	$(ALLCORES) -m pytest tests
+	rm -rf runs/notebooks && $(ALLCORES) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+test-browser: $(SETUP)  ## Move the explorer's sliders in headless Chromium
+	type chromium chromedriver >/dev/null && $(ALLCORES) -m pytest tests/test_browser.py -m browser -s
 test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
-	$(PYTHON) -m pytest tests/faults --faults figures/faults.json
-	$(PYTHON) -m study.report faults figures/faults.json README.md
-
+	$(PYTHON) -m pytest tests/faults --faults figures/faults.json && $(PYTHON) -m study.report faults
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
-	rm -rf runs/notebooks
-	$(PYTHON) -m nbconvert --to notebook --execute --inplace --log-level WARN \
+	rm -rf runs/notebooks && $(ALLCORES) -m nbconvert --to notebook --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
-
 lab: $(SETUP)  ## Open JupyterLab
 	$(PYTHON) -m jupyterlab notebooks
-
 clean:  ## Remove the profile's run folder (PROFILE=default)
 	rm -rf $(R)

@@ -12,9 +12,10 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from itertools import product
+from functools import partial
+from itertools import chain, count, product
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,31 +28,33 @@ from rgflow_core.model import PictureModel
 from rgflow_core.networks import PublishedSubnet
 from rgflow_core.priors import NAMES, Prior
 
-# Names inside one coupling layer; everything else is numbered alike in both layouts.
+
+class _Layout(NamedTuple):
+    """Names of a published layout: of the layers i, their networks s and t, and couplings k."""
+
+    network: str
+    alpha: str  # inside a network, as the next; all else is numbered alike in both layouts
+    gain: str
+    masks: tuple[str, str]  # the first is of what conditions the first half-step
+    wrap: str  # key of the state dict
+    parity: str  # of the first mask
+    convention: str  # of the prior's scale that the system trained with
+
+
 _LAYOUTS = {
-    "authors": {
-        "network": "layers.{i}.{net}_layers.{k}",
-        "alpha": "scale",
-        "gain": "scale.scale",
-        "masks": ("layers.{i}.mask_left", "layers.{i}.mask_right"),
-        "wrap": "flow",
-    },
-    "igf23": {
-        "network": "layers.{i}.network.{net}_nets.{k}",
-        "alpha": "alpha",
-        "gain": "scale",
-        "masks": ("layers.{i}.network.mask", "layers.{i}.network.comask"),
-        "wrap": "model",
-    },
-}
-_PARITY = {"authors": "even", "igf23": "odd"}
-CONVENTION = {"authors": "unit_variance", "igf23": "unit_scale"}
+    "authors": _Layout(
+        "layers.{i}.{net}_layers.{k}", "scale", "scale.scale",
+        ("layers.{i}.mask_left", "layers.{i}.mask_right"), "flow", "even", "unit_variance",
+    ),
+    "igf23": _Layout(
+        "layers.{i}.network.{net}_nets.{k}", "alpha", "scale",
+        ("layers.{i}.network.mask", "layers.{i}.network.comask"), "model", "odd", "unit_scale",
+    ),
+}  # fmt: skip
+CONVENTION = {name: layout.convention for name, layout in _LAYOUTS.items()}
 """Scale convention of the prior that each published system trained with."""
 
-
-def refusing_damage(path: Path) -> AbstractContextManager[None]:
-    """:func:`rgflow_core.files.refusing_damage` for a checkpoint."""
-    return files.refusing_damage(path, "a checkpoint of RG-Flow")
+refusing_damage = partial(files.refusing_damage, what="a readable checkpoint")
 
 
 def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -102,98 +105,95 @@ def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow
     return flow
 
 
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+    return Path(path)
+
+
 def read_pickle(path: str | Path) -> dict:
     """Read a ``torch.save`` file without executing code; :class:`UserError` if it is damaged."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
-    try:
-        if zipfile.is_zipfile(path):
-            _check_zip(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types, by where the damage is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch would advise to execute it
-            reason = "its pickle is damaged or asks for code, which is not executed"
-        raise UserError(f"{path}: not a readable checkpoint: {reason}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds a {type(content).__name__}, not a checkpoint dictionary")
+    with refusing_damage(_existing(path)):
+        if zipfile.is_zipfile(path):  # torch itself looks at nothing of this
+            with zipfile.ZipFile(path) as file:
+                if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
+                    raise ValueError("it is compressed: a few bytes could fill the memory")
+                if bad := file.testzip():
+                    raise ValueError(f"CRC-32 of {bad} differs")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:  # torch would advise to execute it
+            raise ValueError(
+                "its pickle is damaged or asks for code, which is not executed"
+            ) from None
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
     return content
-
-
-def _check_zip(path: Path) -> None:
-    """Raise ``ValueError`` for damage in a file of ``torch.save``: torch itself does not look."""
-    with zipfile.ZipFile(path) as file:
-        # torch.save compresses nothing; a stranger's few bytes could fill the memory.
-        if any(info.compress_type != zipfile.ZIP_STORED for info in file.infolist()):
-            raise ValueError("it is compressed, which torch.save never does")
-        if bad := file.testzip():
-            raise ValueError(f"damaged (CRC-32 of {bad} differs)")
 
 
 def _published_state(content: dict, path: Path) -> tuple[dict[str, Tensor], str]:
     """The bare state dict of a published checkpoint and the name of its layout."""
-    for layout, names in _LAYOUTS.items():
-        state = content.get(names["wrap"], content)
+    for name, layout in _LAYOUTS.items():
+        state = content.get(layout.wrap, content)
         if not isinstance(state, dict):
             continue
         state = {str(k).removeprefix("module.net."): v for k, v in state.items()}
-        if names["network"].format(i=0, net="s", k=0) + ".res_blocks.0.1.weight_v" in state:
-            return state, layout
+        if layout.network.format(i=0, net="s", k=0) + ".res_blocks.0.1.weight_v" in state:
+            return state, name
     raise UserError(f"{path}: in neither published layout (authors, igf23)")
 
 
-def _count(state: dict, pattern: str) -> int:
-    """How many consecutive numbers from 0 appear where ``pattern`` has its group."""
-    regex = re.compile(pattern)
-    found = {int(match[1]) for key in state if (match := regex.match(key))}
-    return next(i for i in range(len(found) + 1) if i not in found)
+def _count(state: dict, prefix: str) -> int:
+    """How many of ``prefix`` 0, 1, 2, ... begin a key."""
+    numbers = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+    return next(n for n in count() if str(n) not in numbers)
 
 
-def _published_config(state: dict[str, Tensor], layout: str) -> RGFlowConfig:
-    names = _LAYOUTS[layout]
-    n_levels = _count(state, r"layers\.(\d+)\.") // 2
-    channels, kernel, width = state[names["masks"][0].format(i=0)].shape
+def _published_config(state: dict[str, Tensor], layout: _Layout) -> RGFlowConfig:
+    """The structure that names and shapes of a published state dict tell."""
+    channels, kernel, width = state[layout.masks[0].format(i=0)].shape
     if kernel != width:
         raise ValueError(f"its first mask is not square but {kernel} x {width}")
-    sizes = {"coupling_layers": [], "res_blocks": [], "hidden": [], "mlp_depth": []}
-    for level in range(n_levels):
-        couplings = []
-        for i in (2 * level, 2 * level + 1):
-            network = re.escape(names["network"].format(i=i, net="s", k="K"))
-            couplings.append(_count(state, network.replace("K", r"(\d+)")))
-        sizes["coupling_layers"].append(tuple(couplings))
-        first = names["network"].format(i=2 * level, net="s", k=0) + ".res_blocks"
-        sizes["res_blocks"].append(_count(state, re.escape(first) + r"\.(\d+)"))
-        linears = _count(state, re.escape(first) + r"\.0\.(\d+)") // 2
-        sizes["mlp_depth"].append(linears - 1)
-        sizes["hidden"].append(state[first + ".0.1.weight_v"].shape[0])
-    return RGFlowConfig(
-        image_size=kernel * 2 ** (n_levels - 1),
-        channels=channels,
-        kernel=kernel,
-        **{name: tuple(values) for name, values in sizes.items()},
-        first_parity=_PARITY[layout],
-    )
+    levels = []
+    for i in range(0, _count(state, "layers.") // 2 * 2, 2):
+        first = layout.network.format(i=i, net="s", k=0) + ".res_blocks."
+        networks = (layout.network.format(i=j, net="s", k="") for j in (i, i + 1))
+        couplings = tuple(_count(state, prefix) for prefix in networks)
+        depth = _count(state, first + "0.") // 2 - 1
+        hidden = state[first + "0.1.weight_v"].shape[0]
+        levels.append((couplings, _count(state, first), hidden, depth))
+    size = kernel * 2 ** (len(levels) - 1)
+    names = ("coupling_layers", "res_blocks", "hidden", "mlp_depth")
+    sizes = dict(zip(names, zip(*levels, strict=True), strict=True))
+    return RGFlowConfig(size, channels, kernel, **sizes, first_parity=layout.parity)
 
 
-def _published_names(config: RGFlowConfig, layout: str) -> dict[str, tuple[str, str]]:
+def _published_names(config: RGFlowConfig, layout: _Layout) -> dict[str, tuple[str, str]]:
     """Our parameter name -> its two published names, of network S and of network T."""
-    names, table = _LAYOUTS[layout], {}
+    table = {}
     blocks = product(range(config.levels), enumerate(("decimator", "disentangler")))
     for level, (offset, block) in blocks:
-        for k in range(config.couplings[level][offset]):
-            ours = f"levels.{level}.{block}.couplings.{k}.subnet"
-            inside = {"gain": names["gain"]}
-            depth = config.mlp_depth[level] + 1
-            for r, j in product(range(config.res_blocks[level]), range(depth)):
-                inside[f"alphas.{r}.{j}"] = f"res_blocks.{r}.{2 * j}.{names['alpha']}"
-                for part in ("bias", "weight_g", "weight_v"):
-                    inside[f"linears.{r}.{j}.{part}"] = f"res_blocks.{r}.{2 * j + 1}.{part}"
-            theirs = [names["network"].format(i=2 * level + offset, net=net, k=k) for net in "st"]
-            for mine, published in inside.items():
-                table[f"{ours}.{mine}"] = tuple(f"{network}.{published}" for network in theirs)
+        inside = {"gain": layout.gain}
+        depth = config.mlp_depth[level] + 1
+        for r, j in product(range(config.res_blocks[level]), range(depth)):
+            inside[f"alphas.{r}.{j}"] = f"res_blocks.{r}.{2 * j}.{layout.alpha}"
+            for part in ("bias", "weight_g", "weight_v"):
+                inside[f"linears.{r}.{j}.{part}"] = f"res_blocks.{r}.{2 * j + 1}.{part}"
+        for k, (ours, theirs) in product(range(config.couplings[level][offset]), inside.items()):
+            prefixes = (layout.network.format(i=2 * level + offset, net=net, k=k) for net in "st")
+            table[f"levels.{level}.{block}.couplings.{k}.subnet.{ours}"] = tuple(
+                f"{prefix}.{theirs}" for prefix in prefixes
+            )
     return table
+
+
+def _masks(config: RGFlowConfig, layout: _Layout) -> dict[str, Tensor]:
+    """The layout's mask buffers; either code calls "mask" what conditions the first half-step."""
+    edge = torch.arange(config.kernel)
+    odd = ((edge[:, None] + edge) % 2).repeat(config.channels, 1, 1)
+    masks = (odd, 1 - odd) if layout.parity == "odd" else (1 - odd, odd)
+    pairs = product(range(2 * config.levels), zip(layout.masks, masks, strict=True))
+    return {name.format(i=i): mask for i, (name, mask) in pairs}
 
 
 def load_published(path: str | Path) -> RGFlow:
@@ -208,40 +208,30 @@ def load_published(path: str | Path) -> RGFlow:
     Raises:
         UserError: if the file is missing, damaged, in neither layout, or inconsistent.
     """
-    path = Path(path)
-    return _from_published(read_pickle(path), path)[0]
+    return _from_published(read_pickle(path), Path(path))[0]
 
 
 def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
-    """The flow of a published checkpoint and its layout."""
-    state, layout = _published_state(content, path)
+    """The flow of a published checkpoint and the name of its layout."""
+    state, name = _published_state(content, path)
+    layout = _LAYOUTS[name]
     with refusing_damage(path):
         _check_tensors(state, path)
         config = _published_config(state, layout)
-        for name, mask in _masks(config, layout).items():
-            if name in state and not torch.equal(state[name].reshape(mask.shape).to(mask), mask):
-                raise UserError(f"{path}: {name} is not the checkerboard of layout {layout}")
-        table = _published_names(config, layout)
-        _type((state[t] for theirs in table.values() for t in theirs), path)
-        ours = {name: torch.stack([state.pop(t) for t in theirs]) for name, theirs in table.items()}
-        flow = _build(config, ours, path)
+        for key, mask in _masks(config, layout).items():
+            if key in state and not torch.equal(state[key].reshape(mask.shape).to(mask), mask):
+                raise UserError(f"{path}: {key} is not the checkerboard of layout {name}")
+        pairs = {
+            ours: [state.pop(key) for key in theirs]
+            for ours, theirs in _published_names(config, layout).items()
+        }
+        _type(chain(*pairs.values()), path)
+        flow = _build(config, {ours: torch.stack(pair) for ours, pair in pairs.items()}, path)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
     unknown = [key for key in state if not known.match(key)]
     if unknown:
         raise UserError(f"{path}: {len(unknown)} entries fit no RG-Flow, first {unknown[0]!r}")
-    return flow, layout
-
-
-def _masks(config: RGFlowConfig, layout: str) -> dict[str, Tensor]:
-    """The layout's mask buffers; either code calls "mask" what conditions the first half-step."""
-    edge = torch.arange(config.kernel)
-    odd = ((edge[:, None] + edge) % 2).repeat(config.channels, 1, 1)
-    masks = (odd, 1 - odd) if _PARITY[layout] == "odd" else (1 - odd, odd)
-    return {
-        name.format(i=i): mask
-        for i in range(2 * config.levels)
-        for name, mask in zip(_LAYOUTS[layout]["masks"], masks, strict=True)
-    }
+    return flow, name
 
 
 def _refuse_folded(flow: RGFlow) -> None:
@@ -263,27 +253,20 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
     """
     if layout not in _LAYOUTS:
         raise UserError(f"layout must be one of {tuple(_LAYOUTS)}, not {layout!r}")
-    config, needed = flow.config, ("published", "code", _PARITY[layout])
-    if (config.subnet, config.order, config.first_parity) != needed:
-        raise UserError(
-            f"layout {layout} needs subnet, order, first_parity = {needed}, not "
-            f"{(config.subnet, config.order, config.first_parity)}"
-        )
+    names, config = _LAYOUTS[layout], flow.config
+    needed = {"subnet": "published", "order": "code", "first_parity": names.parity}
+    if wrong := {k: v for k, v in needed.items() if getattr(config, k) != v}:
+        raise UserError(f"layout {layout} can only hold a flow with {wrong}")
     _refuse_folded(flow)
-    ours = flow.state_dict()
-    state = {
-        theirs: value.clone()
-        for name, pair in _published_names(config, layout).items()
-        for theirs, value in zip(pair, ours[name], strict=True)
-    }
     like = next(flow.parameters())
-    state |= {name: mask.to(like) for name, mask in _masks(config, layout).items()}
+    state = {name: mask.to(like) for name, mask in _masks(config, names).items()}
+    parameters = flow.state_dict()
+    for ours, theirs in _published_names(config, names).items():
+        state |= {key: value.clone() for key, value in zip(theirs, parameters[ours], strict=True)}
     if layout == "authors":
         state["prior.scale"] = like.new_tensor((prior or Prior()).scale)
-        content = {"flow": state}
-    else:
-        content = {"epoch": 0, "model": state, "optim": {}}
-    write_pickle(path, content)
+    more = {"authors": {}, "igf23": {"epoch": 0, "optim": {}}}[layout]
+    write_pickle(path, {names.wrap: state, **more})
 
 
 def write_pickle(path: str | Path, content: object) -> None:
@@ -324,16 +307,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     Raises:
         UserError: if the file is missing, damaged, or its SHA-256 differs.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a readable safetensors file (damaged?): {error}") from None
+    with (
+        files.refusing_damage(_existing(path), "a readable safetensors file"),
+        safe_open(path, "pt") as file,
+    ):
+        header = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     stated = header.pop("sha256", None)
     if stated is None:
         warnings.warn(f"{path}: has no SHA-256, damage would go unseen", stacklevel=2)
@@ -354,21 +335,10 @@ def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None
     write_tensors(path, header, flow.state_dict())
 
 
-def _load_safetensors(path: Path) -> PictureModel:
-    header, state = read_tensors(path)
-    if header.get("format") != "rgflow_core":
-        raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
-    with refusing_damage(path):
-        content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
-    return _loaded({**content, "model": state}, path, content["provenance"])
-
-
-def _loaded(content: dict, path: Path, metadata: dict) -> PictureModel:
-    with refusing_damage(path):
-        prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
-        _check_tensors(content["model"], path)
-        flow = _build(config, content["model"], path)
-    return PictureModel(flow, prior, metadata).eval()
+def _from_ours(content: dict, path: Path, metadata: dict) -> PictureModel:
+    prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
+    _check_tensors(content["model"], path)
+    return PictureModel(_build(config, content["model"], path), prior, metadata)
 
 
 def load(path: str | Path, prior: str | None = None) -> PictureModel:
@@ -384,13 +354,17 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
         UserError: says what is wrong with the file, or with the prior.
     """
     path = Path(path)
-    content = {} if path.suffix == ".safetensors" else read_pickle(path)
     if path.suffix == ".safetensors":
-        model = _load_safetensors(path)
-    elif "config" in content:
+        header, state = read_tensors(path)
+        if header.get("format") != "rgflow_core":
+            raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
+        with refusing_damage(path):
+            content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
+            model = _from_ours(content | {"model": state}, path, content["provenance"])
+    elif "config" in (content := read_pickle(path)):
         with refusing_damage(path):
             metadata = {name: content[name] for name in ("epoch", "step", "settings")}
-        model = _loaded(content, path, metadata)
+            model = _from_ours(content, path, metadata)
     else:
         flow, layout = _from_published(content, path)
         if prior is None:
@@ -398,7 +372,9 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
                 f"{path}: does not say its prior; add --prior (prior=) with one of {NAMES}"
             )
         metadata = {"source": str(path), "layout": layout}
-        return PictureModel(flow, Prior(prior, CONVENTION[layout]), metadata).eval()
+        model = PictureModel(flow, Prior(prior, CONVENTION[layout]), metadata)
     if prior not in (None, model.prior.name):
-        raise UserError(f"{path}: has the {model.prior.name} prior, not {prior}; leave it out")
-    return model
+        raise UserError(
+            f"{path}: has the {model.prior.name} prior, not {prior}; leave out --prior (prior=)"
+        )
+    return model.eval()

@@ -1,63 +1,117 @@
-"""What the command lines share: argument types, devices, one-line errors."""
+"""What the command lines share: knobs stated once, devices, one-line errors.
+
+A command states its knobs as a frozen pydantic dataclass. Each field is a flag, its type the
+rule, its description the help; a field without a default is a positional argument::
+
+    @dataclass(frozen=True, config=cli.STRICT)
+    class Settings:
+        epochs: cli.Count = cli.knob(60, "passes through the data")
+
+    settings = cli.parse(Settings, "Train a model.")
+"""
 
 import argparse
-import math
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
-from rgflow_core.errors import UserError
+from rgflow_core import checkpoints
+from rgflow_core.errors import UserError, explain
+from rgflow_core.files import check_writable
+from rgflow_core.model import PictureModel
+from rgflow_core.priors import NAMES
+
+Knobs = TypeVar("Knobs")
+STRICT = ConfigDict(strict=True, extra="forbid")
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Whole = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# An empty name would be the folder where the command runs.
+Name = Annotated[str, Field(min_length=1)]
+
+
+def one_of(names: Collection[str]) -> type[str]:
+    """The type of a text that is one of ``names``, which may grow after import."""
+
+    def check(value: str) -> str:
+        if value not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return value
+
+    check.names = names
+    return Annotated[str, AfterValidator(check)]
+
+
+def knob(default: object, text: str) -> Any:
+    """A field of a command's knobs: its default, and its help."""
+    return Field(default, description=text)
 
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaints are one line."""
 
     def __init__(self, description: str) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        super().__init__(description=description)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def count(text: str) -> int:
-    """A whole number from 1 to 2^31 - 1."""
+def _add_flag(parser: Parser, name: str, field: FieldInfo) -> None:
+    text, default, how = field.description, field.default, {}
+    if field.is_required():
+        parser.add_argument(name, metavar=name.upper(), help=text)
+        return
+    for rule in field.metadata:
+        if names := getattr(getattr(rule, "func", None), "names", ()):
+            text += f" ({', '.join(names)})"
+    if field.annotation is bool:
+        how = {"action": argparse.BooleanOptionalAction}
+    elif isinstance(default, tuple):
+        how, default = {"nargs": "+"}, " ".join(map(str, default))
+    if default is not None and default is not False:
+        text += f" (default: {default})"
+    parser.add_argument(_flag(name), default=argparse.SUPPRESS, help=text, **how)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def typed(kind: type, description: str, argv: list[str] | None = None) -> dict[str, Any]:
+    """Only the knobs that were typed; else as :func:`parse`."""
+    parser = Parser(description)
+    for name, field in kind.__pydantic_fields__.items():
+        _add_flag(parser, name, field)
+    given = vars(parser.parse_args(argv))
     try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if not 1 <= value < 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1 and < 2^31, not {text!r}")
-    return value
+        whole = TypeAdapter(kind).validate_python(given, strict=False)  # numbers come as text
+    except ValidationError as error:
+        raise UserError(explain(error, _flag)) from None
+    return {name: getattr(whole, name) for name in given}
 
 
-def file_name(text: str) -> str:
-    """A name that is not empty: an empty one would be the folder where the command runs."""
-    if not text:
-        raise argparse.ArgumentTypeError("must be the name of a file or folder, not ''")
-    return text
+def parse(kind: type[Knobs], description: str, argv: list[str] | None = None) -> Knobs:
+    """The knobs of a command from its command line.
 
+    Args:
+        kind: a pydantic dataclass.
+        description: of the command.
+        argv: by default what was typed.
 
-def positive(text: str) -> float:
-    """A finite number > 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"must be a finite number > 0, not {text!r}")
-    return value
-
-
-def seed(text: str) -> int:
-    """A whole number from 0 to 2^31 - 1."""
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^31 - 1, not {text!r}")
-    return int(text)
+    Raises:
+        UserError: names the flag, what is allowed and what was given.
+        SystemExit: after ``--help``, and for flags that do not exist.
+    """
+    return kind(**typed(kind, description, argv))
 
 
 def pick_device(name: str) -> torch.device:
@@ -77,17 +131,47 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@dataclass(frozen=True, config=STRICT)
+class ModelFile:
+    """Knobs of a command that uses a model."""
+
+    file: Name = Field(
+        description="our .safetensors, a training checkpoint, or either published layout"
+    )
+    prior: one_of(NAMES) | None = knob(
+        None, f"prior, if the file does not say ({', '.join(NAMES)})"
+    )
+    seed: Whole = knob(0, "of the random numbers")
+    device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+
+    def load(self) -> PictureModel:
+        """The model, on its device."""
+        return checkpoints.load(self.file, self.prior).to(pick_device(self.device))
+
+
+def new_file(name: str) -> Path:
+    """A file to write; :class:`UserError` before any work if it exists or cannot be written."""
+    path = Path(name)
+    if path.exists():
+        raise UserError(f"{path} exists; give another name with --out, nothing is overwritten")
+    check_writable(path.parent)
+    return path
+
+
 def _terminate(*_: object) -> NoReturn:
     raise SystemExit(143)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Run a command and exit: 0, or one line and 2 for bad input, 130 or 143 when stopped."""
+    """Run a command and exit: 0, or one line and 2 for what a user can put right.
+
+    130 after Ctrl-C and 143 after SIGTERM; any other error is ours and keeps its traceback.
+    """
     signal.signal(signal.SIGTERM, _terminate)
     try:
         main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    except (UserError, ValidationError, OSError) as error:
+        print("error: " + explain(error), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

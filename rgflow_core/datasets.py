@@ -8,10 +8,9 @@ verification follow.
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import msds
+from rgflow_core import files, msds
 from rgflow_core.errors import UserError, check_counts
-from rgflow_core.files import locked, make_folder, read_json, replacing, sha256, write_json
 
 SPLITS = ("train", "val", "test")
 SIZE = 32
@@ -61,94 +59,94 @@ class Source:
     flip: bool = True
 
 
-def _progress(items: Iterable, total: int, what: str, show: bool) -> Iterable:
-    return tqdm(items, total=total, desc=what, unit="image", leave=False, disable=not show)
+def _draw(
+    part: Callable[[slice], np.ndarray], count: int, step: int, workers: int, what: str, show: bool
+) -> np.ndarray:
+    """Pictures (count, 32, 32, 3), made ``step`` at a time by ``part`` on threads."""
+    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
 
+    def make(start: int) -> None:
+        where = slice(start, min(start + step, count))
+        images[where] = part(where)
 
-def _gather(jobs: Iterable[Callable[[], np.ndarray]], workers: int, out: np.ndarray) -> None:
-    """Run jobs on threads and put their results one after another into ``out``."""
-    jobs, start, pending = iter(jobs), 0, []
+    starts = range(0, count, step)
     with ThreadPoolExecutor(workers) as pool:
-        while pending or start < len(out):
-            # A bounded queue bounds memory.
-            pending += [pool.submit(job) for job in islice(jobs, 2 * workers - len(pending))]
-            part = pending.pop(0).result()
-            out[start : start + len(part)] = part
-            start += len(part)
-
-
-def _make_msds(name: str, split: str, workers: int, progress: bool) -> dict[str, np.ndarray]:
-    n, shard = msds.SPLITS[split], 1000
-    labels = msds.labels(name, split, 0, n)
-    images = np.empty((n, SIZE, SIZE, 3), np.uint8)
-    starts = _progress(
-        range(0, n, shard), n // shard, f"drawing {name} {split} x {shard}", progress
-    )
-    jobs = (lambda i=i: msds.render(labels[i : i + shard]) for i in starts)
-    _gather(jobs, workers, images)
-    return {"images": images, "labels": labels}
+        done = pool.map(make, starts)
+        for _ in tqdm(done, what, len(starts), leave=False, unit=f"x {step}", disable=not show):
+            pass
+    return images
 
 
 def _msds(name: str) -> Source:
-    return Source(
-        make=lambda split, root, workers, progress: _make_msds(name, split, workers, progress),
-        parameters=lambda root: {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS},
-        cache=name,
-        flip=False,  # a mirrored ellipse sits elsewhere in its tile: another distribution
-    )
+    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+        labels = msds.labels(name, split, 0, msds.SPLITS[split])
+        what = f"drawing {name} {split}"
+        images = _draw(lambda s: msds.render(labels[s]), len(labels), 1000, workers, what, progress)
+        return {"images": images, "labels": labels}
+
+    def parameters(root: Path) -> dict:
+        return {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS}
+
+    # A mirrored ellipse sits elsewhere in its tile: another distribution.
+    return Source(make, parameters, cache=name, flip=False)
 
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")  # others can call programs
+
+
+def _square(path: Path, crop: int | None, resample: str) -> np.ndarray:
+    """One picture, centre crop (``None``: the largest square), resized: uint8 (32, 32, 3).
+
+    Raises:
+        ValueError, OSError, SyntaxError, Image.DecompressionBombError: if it cannot be used.
+    """
+    from PIL import Image
+    from torchvision.transforms import functional
+
+    with Image.open(path, formats=_FORMATS) as image:
+        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        # A second picture in a camera's JPEG is a preview.
+        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+            raise ValueError(f"it is animated, {image.n_frames} pictures")
+        if image.mode in ("I", "F"):  # Pillow would clip, and the range is not known
+            raise ValueError("it has 32 bits per value; convert it to 8")
+        if min(image.size) < (crop or 1):
+            size = f"{image.width} x {image.height}"
+            raise ValueError(f"{size} is smaller than {crop}; is it CelebA's aligned picture?")
+        if image.mode.startswith("I;16"):  # Pillow would clip, not scale
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("RGB")
+    image = functional.center_crop(image, crop or min(image.size))
+    return np.asarray(functional.resize(image, SIZE, functional.InterpolationMode(resample)))
 
 
 def _decode(
     paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool
 ) -> dict[str, np.ndarray]:
-    """Decode pictures, centre crop (``None``: the largest square), resize to 32.
+    """Decode pictures, see :func:`_square`.
 
     Raises:
         UserError: names the pictures that cannot be used, when all have been looked at.
     """
-    from PIL import Image
-    from torchvision.transforms import functional
+    from PIL.Image import DecompressionBombError
 
     bad = []
 
-    def one(path: Path) -> np.ndarray:
+    def one(where: slice) -> np.ndarray:
+        (path,) = paths[where]
         try:
-            # Only these: others can call programs to decode them.
-            with Image.open(path, formats=_FORMATS) as image:
-                if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels are too many")
-                # A second picture in a camera's JPEG is a preview.
-                if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-                    raise ValueError(f"it is animated, {image.n_frames} pictures")
-                if image.mode in ("I", "F"):  # Pillow would clip, and the range is not known
-                    raise ValueError("it has 32 bits per value; convert it to 8")
-                if image.mode.startswith("I;16"):  # Pillow would clip, not scale
-                    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-                image = image.convert("RGB")
-                if min(image.size) < (crop or 1):
-                    raise ValueError(
-                        f"{image.width} x {image.height} is smaller than {crop}; is it CelebA's "
-                        "aligned picture?"
-                    )
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            return _square(path, crop, resample)
+        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
             bad.append(f"{path}: cannot be read as a picture: {error}")
-            return np.zeros((1, SIZE, SIZE, 3), np.uint8)
-        image = functional.center_crop(image, crop or min(image.size))
-        mode = functional.InterpolationMode(resample)
-        return np.asarray(functional.resize(image, SIZE, mode))[None]
+            return np.zeros(3, np.uint8)
 
-    images = np.empty((len(paths), SIZE, SIZE, 3), np.uint8)
-    bar = _progress(paths, len(paths), "decoding", progress)
-    _gather((lambda p=p: one(p) for p in bar), workers, images)
+    images = _draw(one, len(paths), 1, workers, "decoding", progress)
     if bad:
-        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
+        named = sorted(bad)[:20] + ([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])
         raise UserError(
             f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
-            + "; ".join(sorted(bad)[:20])
-            + more
+            + "; ".join(named)
         )
     return {"images": images}
 
@@ -168,8 +166,7 @@ def _celeba(system: str) -> Source:
             )
         wanted = {"train": "0", "val": "1", "test": "2"}[split]
         rows = [line.split() for line in partition.read_text().splitlines() if line.strip()]
-        bad = [row for row in rows if len(row) != 2]
-        if bad:
+        if bad := [row for row in rows if len(row) != 2]:
             raise UserError(f"{partition}: damaged CelebA partition: {' '.join(bad[0])!r}")
         paths = [pictures / name for name, number in rows if number == wanted]
         missing = [path for path in paths if not path.is_file()]
@@ -180,9 +177,8 @@ def _celeba(system: str) -> Source:
             )
         return _decode(paths, 148, CELEBA_CROPS[system], workers, progress)
 
-    return Source(
-        make, lambda root: {"crop": 148, "resize": CELEBA_CROPS[system]}, "celeba32_" + system
-    )
+    parameters = {"crop": 148, "resize": CELEBA_CROPS[system]}
+    return Source(make, lambda root: parameters, "celeba32_" + system)
 
 
 def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool) -> Source:
@@ -206,35 +202,44 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
     return Source(make, lambda root: {"holdout": holdout}, name.lower(), channels, flip)
 
 
-def _folder_paths(root: Path) -> list[Path]:
-    kinds = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-    named = (path for path in root.rglob("*") if path.suffix.lower() in kinds)
-    # A link to nowhere, or to itself, was meant to be a picture: decoding will name it.
-    return sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
+_NAMES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
-def _make_folder_set(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
-    if any((root / s).is_dir() for s in SPLITS):
-        paths = _folder_paths(root / split)
-    else:
-        # Of every ten pictures in order of their names, the 9th validates and the 10th tests.
-        rest = {"train": range(8), "val": (8,), "test": (9,)}[split]
-        paths = [path for i, path in enumerate(_folder_paths(root)) if i % 10 in rest]
-    if not paths:
+def _pictures(root: Path) -> dict[str, list[Path]]:
+    """Each split's pictures below a folder: what is read, and what a cache is compared with."""
+
+    def below(folder: Path) -> list[Path]:
+        named = (path for path in folder.rglob("*") if path.suffix.lower() in _NAMES)
+        # A link to nowhere, or to itself, was meant to be a picture: decoding will name it.
+        return sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
+
+    if any((root / split).is_dir() for split in SPLITS):
+        return {split: below(root / split) for split in SPLITS}
+    whole = below(root)
+    train = [path for i, path in enumerate(whole) if i % 10 < 8]
+    return {"train": train, "val": whole[8::10], "test": whole[9::10]}
+
+
+def _folder() -> Source:
+    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+        if paths := _pictures(root)[split]:
+            return _decode(paths, None, "bicubic", workers, progress)
         raise UserError(
             f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or "
             f"some into each of {', '.join(SPLITS)}"
         )
-    return _decode(paths, None, "bicubic", workers, progress)
 
+    def parameters(root: Path) -> dict:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder of pictures; give it as the data root")
+        digest = hashlib.sha256()
+        for path in sorted(path for paths in _pictures(root).values() for path in paths):
+            status = path.stat() if path.exists() else path.lstat()
+            facts = (path.relative_to(root), status.st_size, status.st_mtime_ns)
+            digest.update(" ".join(map(str, facts)).encode() + b"\n")
+        return {"files": digest.hexdigest()}
 
-def _folder_parameters(root: Path) -> dict:
-    names = "\n".join(
-        f"{p.relative_to(root)} {status.st_size} {status.st_mtime_ns}"
-        for p in _folder_paths(root)
-        for status in [p.stat() if p.exists() else p.lstat()]
-    )
-    return {"files": hashlib.sha256(names.encode()).hexdigest()}
+    return Source(make, parameters, cache=".rgflow32")
 
 
 SOURCES: dict[str, Source] = {
@@ -244,61 +249,39 @@ SOURCES: dict[str, Source] = {
     "celeba_authors": _celeba("authors"),
     "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py", 5000, 3, flip=True),
     "mnist": _torchvision("MNIST", "MNIST/raw", 5000, 1, flip=False),
-    "folder": Source(_make_folder_set, _folder_parameters, ".rgflow32"),
+    "folder": _folder(),
 }
-
-
-def _manifest(folder: Path, parameters: dict) -> dict:
-    """The splits cached in a folder; none, with the reason said, if they cannot be used."""
-    path = folder / "manifest.json"
-    if not path.exists():
-        return {}
-    try:
-        content = read_json(path)
-        if content["parameters"] != json.loads(json.dumps(parameters)):
-            raise UserError(f"{folder}: made with other parameters")
-        return content["splits"]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        print(f"{path}: {error}: its data are made again", file=sys.stderr)
-        return {}
 
 
 def _cached(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray] | None:
     """The verified arrays of a split; ``None`` if they are not there, or damaged, which is said."""
-    arrays = {}
+    manifest, arrays = folder / f"{split}.json", {}
+    if not manifest.exists():
+        return None
     try:
-        entries = _manifest(folder, parameters).get(split)
-        if not entries:
-            return None
-        for name, (file, digest) in entries.items():
-            if sha256(folder / file) != digest:
-                raise UserError(f"{folder / file}: damaged (SHA-256 differs)")
-            arrays[name] = np.load(folder / file, mmap_mode="c")
-    except (OSError, ValueError) as error:
+        with files.refusing_damage(manifest, "the manifest of a data set"):
+            content = files.read_json(manifest)
+            if content["parameters"] != json.loads(json.dumps(parameters)):
+                raise UserError(f"{manifest}: made with other parameters")
+            for name, digest in content["arrays"].items():
+                path = folder / f"{split}_{name}.npy"
+                if files.sha256(path) != digest:
+                    raise UserError(f"{path}: damaged (SHA-256 differs)")
+                arrays[name] = np.load(path, mmap_mode="c")
+    except UserError as error:
         print(f"{error}: made again", file=sys.stderr)
         return None
     return arrays
 
 
 def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndarray]) -> None:
-    make_folder(folder)
-    entries = {}
+    digests = {}
     for name, array in arrays.items():
-        file = folder / f"{split}_{name}.npy"
-        with replacing(file) as temporary:
+        with files.replacing(folder / f"{split}_{name}.npy") as temporary:
             np.save(temporary, array)
-            entries[name] = [file.name, sha256(temporary)]
-    splits = _manifest(folder, parameters) | {split: entries}
-    write_json(folder / "manifest.json", {"parameters": parameters, "splits": splits})
-
-
-def _check_made(arrays: dict[str, np.ndarray], name: str, channels: int) -> None:
-    images = arrays["images"]
-    if images.dtype != np.uint8 or images.shape[1:] != (SIZE, SIZE, channels) or not len(images):
-        raise UserError(
-            f"data set {name}: its source must make uint8 images (N >= 1, {SIZE}, {SIZE}, "
-            f"{channels}), not {images.dtype} {images.shape}"
-        )
+            digests[name] = files.sha256(temporary)
+    content = {"parameters": parameters, "arrays": digests}
+    files.write_json(folder / f"{split}.json", content)
 
 
 def load_split(
@@ -337,27 +320,29 @@ def load_split(
         raise UserError(f"{root}: is not a folder; give another data root")
     if limit is not None and name in msds.SETS:
         labels = msds.labels(name, split, 0, min(limit, msds.SPLITS[split]))
-        return _data_set({"images": msds.render(labels), "labels": labels}, None)
-    if name == "folder" and not root.is_dir():
-        raise UserError(f"{root}: no such folder of pictures; give it as the data root")
-    folder = root / source.cache
-    parameters = source.parameters(root)
-    arrays = _cached(folder, split, parameters)
-    if arrays is None:
-        with locked(folder, wait=True):
-            arrays = _cached(folder, split, parameters)  # if another process made it meanwhile
-            if arrays is None:
-                arrays = source.make(split, root, workers, progress)
-                _check_made(arrays, name, source.channels)
-                _store(folder, split, parameters, arrays)
-    return _data_set(arrays, limit)
-
-
-def _data_set(arrays: dict[str, np.ndarray], limit: int | None) -> DataSet:
+        arrays = {"images": msds.render(labels), "labels": labels}
+    else:
+        folder, parameters = root / source.cache, source.parameters(root)
+        arrays = _cached(folder, split, parameters)
+        if arrays is None:
+            with files.locked(folder, wait=True):
+                arrays = _cached(folder, split, parameters)  # if another process made it meanwhile
+                if arrays is None:
+                    arrays = source.make(split, root, workers, progress)
+                    _check_made(arrays["images"], name)
+                    _store(folder, split, parameters, arrays)
     images, labels = arrays["images"][:limit], arrays.get("labels")
-    fingerprint = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
     return DataSet(
         torch.from_numpy(images).permute(0, 3, 1, 2),
         None if labels is None else labels[:limit],
-        fingerprint,
+        hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
     )
+
+
+def _check_made(images: np.ndarray, name: str) -> None:
+    shape = (SIZE, SIZE, SOURCES[name].channels)
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        raise UserError(
+            f"data set {name}: its source must make uint8 images (N >= 1, {', '.join(map(str, shape))}), "
+            f"not {images.dtype} {images.shape}"
+        )

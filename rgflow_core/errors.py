@@ -1,4 +1,8 @@
-"""The one error for what a user can put right."""
+"""The one error for what a user can put right, and errors in one line."""
+
+from collections.abc import Callable
+
+from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -10,3 +14,19 @@ def check_counts(**numbers: object) -> None:
     for name, value in numbers.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} must be a whole number >= 1, not {value!r}")
+
+
+def explain(error: Exception, name: Callable[[str], str] = str) -> str:
+    """One line: what an error says; of pydantic's: what is wrong, what is allowed, what was given.
+
+    Args:
+        error: any error.
+        name: how to name a field.
+    """
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    return "; ".join(
+        f"{name(str(next(iter(problem['loc']), error.title)))}: "
+        f"{problem['msg'].removeprefix('Value error, ')}, not {problem['input']!r}"
+        for problem in error.errors(include_url=False)
+    )

@@ -2,18 +2,14 @@
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
 import os
 import platform
-import struct
+import secrets
 import subprocess
 import sys
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,8 +17,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
-from rgflow_core.errors import UserError
+from rgflow_core.errors import UserError, explain
 
 
 def make_folder(path: str | Path) -> Path:
@@ -46,11 +44,15 @@ def check_writable(folder: str | Path) -> None:
             return
 
 
-def _lock(file: object, how: int) -> bool:
-    """``flock``; false where the file system has no locks, as some of clusters."""
+def _acquire(lock: FileLock, timeout: float = -1) -> bool:
+    """Take a lock; false where the file system has none, as some of clusters.
+
+    Raises:
+        Timeout: if another process has it.
+    """
     try:
-        fcntl.flock(file, how)
-    except OSError as error:
+        lock.acquire(timeout)
+    except OSError as error:  # Timeout is one too
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
         return False
@@ -63,6 +65,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
     After an error the temporary file is removed and an earlier ``path`` is untouched. What a
     killed process left behind is removed by the next that writes the same file.
+
+    Raises:
+        UserError: if ``path`` is a folder, or in a folder that cannot be made.
+        OSError: names ``path``, as when the disk is full.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -70,28 +76,23 @@ def replacing(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path}: is a folder, not a file; choose another name")
     prefix = f".{path.stem}.partial-"
     for left in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(path.suffix)}"):
-        with contextlib.suppress(OSError), left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while its writer lives
-            left.unlink()
-    handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
-    _lock(handle, fcntl.LOCK_EX)
-    temporary = Path(name)
-    # mkstemp makes private files; a finished one gets the usual permissions.
-    umask = os.umask(0)
-    os.umask(umask)
+        with contextlib.suppress(OSError), FileLock(left, timeout=0, fallback_to_soft=False):
+            left.unlink()  # not while its writer lives, who has the lock
+    temporary = path.with_name(prefix + secrets.token_hex(4) + path.suffix)
+    lock = FileLock(temporary, fallback_to_soft=False)
     try:
+        _acquire(lock)
         yield temporary
-        temporary.chmod(0o666 & ~umask)
         # The name must not be on the disk before the content is.
         with temporary.open("rb") as file:
             os.fsync(file)
         temporary.replace(path)
-    except OSError as error:  # such as a full disk, which does not say where
+    except OSError as error:  # a full disk does not say where
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"{path}: cannot be written: {reason}") from None
+        raise OSError(error.errno, f"cannot be written: {reason}", str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
-        os.close(handle)
+        lock.release()
 
 
 @contextmanager
@@ -99,45 +100,36 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder; a killed one counts no more.
 
     Args:
-        folder: it is made if need be.
+        folder: it is made if need be, and removed again if nothing is put there.
         wait: for the other process to end, which is said.
 
     Raises:
         UserError: if another process works there, and ``wait`` is false.
     """
-    folder = Path(folder)
-    path, new = folder / ".lock", [f for f in (folder, *folder.parents) if not f.exists()]
+    folder, waiting = Path(folder), False
+    new = [f for f in (folder, *folder.parents) if not f.exists()]
+    lock = FileLock(folder / ".lock", fallback_to_soft=False)
     while True:
         make_folder(folder)
         try:
-            file = path.open("w")
+            if not _acquire(lock, -1 if waiting else 0):
+                print(f"{folder}: cannot be locked; start no other process there", file=sys.stderr)
+            break
         except FileNotFoundError:  # the one before has just removed the folder
             continue
-        try:
-            if not _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                print(f"{folder}: cannot be locked; start no other process there", file=sys.stderr)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                file.close()
-                raise
+        except Timeout:
             if not wait:
-                file.close()
                 raise UserError(
                     f"{folder}: another process is at work there; wait for it, or choose another "
                     "folder"
                 ) from None
-            print(f"{folder}: waiting for another process at work there", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        # The one before may have removed the file that was waited for.
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                break
-        file.close()
+        print(f"{folder}: waiting for another process at work there", file=sys.stderr)
+        waiting = True
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
-        file.close()
+        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()
         with contextlib.suppress(OSError):
             for empty in new:  # it came to nothing
                 empty.rmdir()
@@ -153,12 +145,12 @@ def refusing_damage(path: str | Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
-    except (AttributeError, EOFError, IndexError, KeyError, MemoryError, OSError, OverflowError,
-            RuntimeError, StopIteration, TypeError, ValueError, struct.error, zipfile.BadZipFile,
-            zlib.error) as error:  # fmt: skip
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except Exception as error:  # bytes that are anything raise anything
+        if isinstance(error, UserError) and str(path) in str(error):
+            raise
+        foreign = isinstance(error, ValidationError)
+        reason = explain(error) if foreign else str(error).partition("\n")[0]
+        reason = reason or type(error).__name__
         if isinstance(error, KeyError):
             reason = f"it lacks {reason}"
         raise UserError(f"{path}: damaged or not {what}: {reason}") from None
@@ -198,14 +190,11 @@ def sha256(path: str | Path) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    root = Path(__file__).parent
+    command = ["git", "-C", Path(__file__).parent, *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
 
 
 def _processor() -> str:
@@ -216,19 +205,16 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def _typed() -> str:
-    """The command line, without the folder that the program happens to lie in."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
-
-
 def provenance(**more: object) -> dict:
     """Commit, versions, hardware and date, plus what the caller adds (command, seed, ...)."""
-    packages = ("torch", "numpy", "matplotlib")
     commit = _git("rev-parse", "HEAD")
+    versions = {package: version(package) for package in ("torch", "numpy")}
+    # Without the folder that the program happens to lie in.
+    typed = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
         "commit": commit or "not a git checkout",
         "uncommitted_changes": bool(_git("status", "--porcelain", "-uno")) if commit else None,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "versions": {"python": platform.python_version()} | versions,
         "hardware": {
             "processor": _processor(),
             "threads": torch.get_num_threads(),
@@ -237,6 +223,6 @@ def provenance(**more: object) -> dict:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         # The Makefile says what was typed; a notebook's kernel cannot know.
         "command": os.environ.get("RGFLOW_COMMAND")
-        or ("jupyter" if "ipykernel" in sys.modules else _typed()),
+        or ("jupyter" if "ipykernel" in sys.modules else typed),
         **more,
     }

@@ -9,7 +9,7 @@ multi-scale entanglement renormalization ansatz (MERA). Source: Hu et al., arXiv
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -18,28 +18,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rgflow_core.couplings import COUPLINGS
+from rgflow_core.errors import UserError, check_counts
 from rgflow_core.networks import SUBNETS, PublishedSubnet, merge_parity, split_parity
-
-_CHOICES = {
-    "first_parity": ("even", "odd"),
-    "order": ("code", "paper"),
-    "subnet": SUBNETS,
-    "coupling": COUPLINGS,
-}
-
 
 LARGEST = 4096
 """Edge of a picture: beyond it, a damaged or malicious file is more likely than a use."""
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _as_pair(value: object) -> tuple:
+def _pair(value: object) -> tuple:
     """Coupling layers of a level's decimator and disentangler."""
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    return pair if len(pair) == 2 else (None, None)
+    return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
 @dataclass(frozen=True)
@@ -50,23 +38,20 @@ class RGFlowConfig:
         image_size: edge L of the picture, kernel * 2^k.
         channels: colours C of a pixel.
         kernel: block edge m, even.
-        coupling_layers: coupling layers in each block, one value per level, finest first; one
-            value alone holds for all levels. A level's value can be a pair, for its decimator
-            and its disentangler.
-        res_blocks: residual blocks per network; one value, or one per level, finest first.
-        hidden: width of the hidden layers; likewise.
-        mlp_depth: hidden layers in a residual block; likewise.
+        coupling_layers: of each block; one value for all levels, or one per level, finest first,
+            which can be a pair, for its decimator and its disentangler.
+        res_blocks, hidden, mlp_depth: residual blocks per network, width of the hidden layers,
+            and hidden layers in a residual block; one value for all levels, or one per level.
         first_parity: checkerboard half that conditions the first half-step: "even" in the
             authors' code, "odd" in IGF23's.
-        order: "code" runs the decimator before the disentangler from picture to latents, as
-            both published codes do; "paper" the other way round, as in the paper's text.
-        subnet: "published", "lean", or an ablation of the former, see
-            :data:`rgflow_core.networks.SUBNETS`.
+        order: from picture to latents, "code" runs the decimator first, as both published codes
+            do; "paper" the disentangler, as in the paper's text.
+        subnet: "published" or "lean", see :data:`rgflow_core.networks.SUBNETS`.
         coupling: "affine", as published, or "nlsq" (lean subnets only), see
             :mod:`rgflow_core.couplings`.
 
     Raises:
-        ValueError: names the field and the rule it breaks.
+        UserError: names the field and the rule it breaks.
 
     Example:
         >>> RGFlowConfig(image_size=16, coupling_layers=(4, 4, 4)).levels
@@ -86,47 +71,30 @@ class RGFlowConfig:
     coupling: str = "affine"
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "channels", "kernel"):
-            if not _is_count(getattr(self, name)):
-                raise ValueError(f"{name} must be a whole number >= 1, not {getattr(self, name)!r}")
-        if self.image_size > LARGEST:
-            raise ValueError(f"image_size must be at most {LARGEST}, not {self.image_size}")
-        if self.kernel % 2:
-            raise ValueError(f"kernel must be even, not {self.kernel}")
-        ratio, rest = divmod(self.image_size, self.kernel)
-        if rest or ratio < 1 or ratio & (ratio - 1):
-            raise ValueError(
-                f"image_size must be kernel * 2^k = {self.kernel}, {2 * self.kernel}, "
-                f"{4 * self.kernel}, ..., not {self.image_size}"
-            )
-        for name in ("coupling_layers", "res_blocks", "hidden", "mlp_depth"):
-            value = getattr(self, name)
-            one_for_all = not isinstance(value, tuple | list)
-            values = (value,) * self.levels if one_for_all else tuple(value)
-            if name == "coupling_layers":
-                values = tuple(map(_as_pair, values))
-                good = all(map(_is_count, sum(values, ())))
-            else:
-                good = all(map(_is_count, values))
-            if not good:
-                raise ValueError(f"{name} must hold whole numbers >= 1, not {value!r}")
-            if len(values) != self.levels:
-                raise ValueError(
-                    f"{name} must have one value per level, finest first: {self.levels} values "
-                    f"for image_size {self.image_size} and kernel {self.kernel}, not {value!r}"
-                )
-            # One spelling for each config: a number for all levels, or a pair of equal ones.
-            values = tuple(v[0] if isinstance(v, tuple) and v[0] == v[1] else v for v in values)
-            object.__setattr__(self, name, values)
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} must be one of {tuple(allowed)}, not {getattr(self, name)!r}"
-                )
-        if self.subnet != "lean" and self.coupling != "affine":
-            raise ValueError(
-                f"coupling must be 'affine' with {self.subnet} subnets, not {self.coupling!r}"
-            )
+        def require(holds: bool, field: str, rule: str) -> None:
+            if not holds:
+                raise UserError(f"{field} must {rule}, not {getattr(self, field)!r}")
+
+        check_counts(image_size=self.image_size, channels=self.channels, kernel=self.kernel)
+        require(self.kernel % 2 == 0, "kernel", "be even")
+        fits = self.image_size == self.kernel << max(self.levels - 1, 0) <= LARGEST
+        require(fits, "image_size", f"be kernel ({self.kernel}) * 2^k, at most {LARGEST}")
+        for field in ("coupling_layers", "res_blocks", "hidden", "mlp_depth"):
+            value = getattr(self, field)
+            values = value if isinstance(value, tuple | list) else (value,) * self.levels
+            rule = f"have one value per level, finest first: {self.levels}"
+            require(len(values) == self.levels, field, rule)
+            pairs = [_pair(v) if field == "coupling_layers" else (v, v) for v in values]
+            counts = all(type(n) is int and n >= 1 for pair in pairs for n in pair)
+            require(counts and {*map(len, pairs)} == {2}, field, "hold whole numbers >= 1")
+            # One spelling for each config: a number stands for two equal ones.
+            object.__setattr__(self, field, tuple(a if a == b else (a, b) for a, b in pairs))
+        choices = {"first_parity": ("even", "odd"), "order": ("code", "paper")}
+        choices |= {"subnet": tuple(SUBNETS), "coupling": tuple(COUPLINGS)}
+        for field, allowed in choices.items():
+            require(getattr(self, field) in allowed, field, f"be one of {allowed}")
+        rule = f"be 'affine' with {self.subnet} subnets"
+        require(self.subnet == "lean" or self.coupling == "affine", "coupling", rule)
 
     @property
     def levels(self) -> int:
@@ -136,7 +104,7 @@ class RGFlowConfig:
     @property
     def couplings(self) -> tuple[tuple[int, int], ...]:
         """Coupling layers of each level's (decimator, disentangler), finest level first."""
-        return tuple(map(_as_pair, self.coupling_layers))
+        return tuple(map(_pair, self.coupling_layers))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -163,18 +131,13 @@ LEAN = LEAN_AFFINE | {"hidden": 88, "coupling": "nlsq"}
 def lattice_levels(image_size: int, kernel: int) -> Tensor:
     """Level at which each pixel becomes a latent, shape (L, L), whole numbers 0 ... n-1."""
     levels = torch.zeros(image_size, image_size, dtype=torch.long)
-    h = 0
-    while image_size >> h > kernel:
-        h += 1
+    for h in range(1, (image_size // kernel).bit_length()):
         levels[:: 2**h, :: 2**h] = h
     return levels
 
 
 def decimate(grid: Tensor) -> tuple[Tensor, Tensor]:
-    """Split every 2 x 2 cell into the pixel that goes on and the three that stay.
-
-    Args:
-        grid: (B, C, l, l).
+    """Split every 2 x 2 cell of a grid (B, C, l, l) into the pixel that goes on and the others.
 
     Returns:
         The coarse grid (B, C, l/2, l/2) and the latents (B, C, 3, l/2, l/2), at the cell's
@@ -199,24 +162,19 @@ class CouplingLayer(nn.Module):
         self.subnet = subnet
         self.map, self.inverse_map, _ = COUPLINGS[coupling]
 
-    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Halves (N, d/2) to halves and log-determinant (N,); a conditions first."""
-        a, b, of_a, of_b = self.log_derivatives(a, b)
-        return a, b, of_b.sum(-1) + of_a.sum(-1)
-
-    def log_derivatives(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """:meth:`forward` with the log-derivative of every value: a, b, and theirs (N, d/2)."""
+    def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Halves a, b (N, d/2), a conditions first, to halves and the log-derivatives of each."""
         parameters = self.subnet.prepare()
-        b, of_b = self.map(b, *parameters(a, 0))
-        a, of_a = self.map(a, *parameters(b, 1))
-        return a, b, of_a, of_b
+        b, log_b = self.map(b, *parameters(a, 0))
+        a, log_a = self.map(a, *parameters(b, 1))
+        return a, b, log_a, log_b
 
-    def inverse(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Undo :meth:`forward`, the second half-step first; log-determinant of the inverse."""
+    def inverse(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Undo :meth:`forward`, the second half-step first; log-derivatives of the inverse."""
         parameters = self.subnet.prepare()
-        a, log_det2 = self.inverse_map(a, *parameters(b, 1))
-        b, log_det1 = self.inverse_map(b, *parameters(a, 0))
-        return a, b, log_det1.sum(-1) + log_det2.sum(-1)
+        a, log_a = self.inverse_map(a, *parameters(b, 1))
+        b, log_b = self.inverse_map(b, *parameters(a, 0))
+        return a, b, log_a, log_b
 
 
 class BlockBijection(nn.Module):
@@ -231,106 +189,66 @@ class BlockBijection(nn.Module):
 
     def __init__(self, config: RGFlowConfig, level: int, couplings: int, offset: int) -> None:
         super().__init__()
-        self.channels, self.kernel, self.offset = config.channels, config.kernel, offset
+        self.block, self.offset = (config.channels, config.kernel), offset
         self.odd_first = config.first_parity == "odd"
         self.checkpointing = False
         sizes = (config.res_blocks[level], config.hidden[level], config.mlp_depth[level])
-        self.couplings = nn.ModuleList(
-            CouplingLayer(
-                SUBNETS[config.subnet](
-                    config.channels,
-                    config.kernel,
-                    *sizes,
-                    config.first_parity,
-                    COUPLINGS[config.coupling][2],
-                ),
-                config.coupling,
-            )
-            for _ in range(couplings)
-        )
+        arguments = (self.block, sizes, self.odd_first, COUPLINGS[config.coupling][2])
+        subnets = (SUBNETS[config.subnet](*arguments) for _ in range(couplings))
+        self.couplings = nn.ModuleList(CouplingLayer(net, config.coupling) for net in subnets)
+
+    def forward(
+        self, grid: Tensor, inverse: bool = False, sites: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Transform all blocks of a grid.
+
+        Args:
+            grid: (B, C, l, l).
+            inverse: undo the transformation.
+            sites: leave the parts of the log-determinant where they arise.
+
+        Returns:
+            Grid of the same shape, and log-determinant (B,) or log-derivatives (B, C, l, l).
+        """
+        blocks = self._blocks(grid)
+        # Without gradients, part by part: intermediate values then stay in a CPU's cache.
+        whole = torch.is_grad_enabled() or blocks.is_cuda
+        parts = [blocks] if whole else blocks.split(4096)
+        results = [self._run(part, inverse, sites) for part in parts]
+        blocks, log_det = map(torch.cat, zip(*results, strict=True))
+        log_det = self._grid(log_det, grid) if sites else log_det.reshape(len(grid), -1).sum(1)
+        return self._grid(blocks, grid), log_det
+
+    def _run(self, blocks: Tensor, inverse: bool, sites: bool) -> tuple[Tensor, Tensor]:
+        """Blocks (N, C m^2) to blocks and log-determinant (N,) or log-derivatives (N, C m^2)."""
+
+        def merge(a: Tensor, b: Tensor) -> Tensor:
+            return merge_parity(*((b, a) if self.odd_first else (a, b)), *self.block)
+
+        even, odd = split_parity(blocks, *self.block)
+        a, b = (odd, even) if self.odd_first else (even, odd)
+        total = 0
+        for layer in reversed(self.couplings) if inverse else self.couplings:
+            step = layer.inverse if inverse else layer
+            if self.checkpointing and torch.is_grad_enabled():
+                step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
+            a, b, log_a, log_b = step(a, b)
+            total = total + (merge(log_a, log_b) if sites else log_b.sum(-1) + log_a.sum(-1))
+        return merge(a, b), total
 
     def _blocks(self, grid: Tensor) -> Tensor:
         """(B, C, l, l) to flattened blocks (B * (l/m)^2, C m^2), channel first, row-major."""
-        batch, channels, edge, _ = grid.shape
-        m = self.kernel
+        (batch, channels, edge, _), m = grid.shape, self.block[1]
         grid = torch.roll(grid, (-self.offset, -self.offset), (-2, -1)) if self.offset else grid
         cells = grid.reshape(batch, channels, edge // m, m, edge // m, m)
         return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * m * m)
 
-    def _grid(self, blocks: Tensor, shape: torch.Size) -> Tensor:
-        batch, channels, edge, _ = shape
-        m = self.kernel
+    def _grid(self, blocks: Tensor, like: Tensor) -> Tensor:
+        """Inverse of :meth:`_blocks`, of the shape of ``like``."""
+        (batch, channels, edge, _), m = like.shape, self.block[1]
         cells = blocks.reshape(batch, edge // m, edge // m, channels, m, m)
-        grid = cells.permute(0, 3, 1, 4, 2, 5).reshape(shape)
+        grid = cells.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
         return torch.roll(grid, (self.offset, self.offset), (-2, -1)) if self.offset else grid
-
-    def _run(self, grid: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        blocks = self._blocks(grid)
-        # Without gradients, part by part: intermediate values then stay in a CPU's cache.
-        whole = torch.is_grad_enabled() or blocks.is_cuda
-        parts = [self._run_blocks(p, inverse) for p in ([blocks] if whole else blocks.split(4096))]
-        blocks, log_det = (torch.cat(p) for p in zip(*parts, strict=True))
-        return self._grid(blocks, grid.shape), log_det.reshape(len(grid), -1).sum(1)
-
-    def _run_blocks(self, blocks: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Blocks (N, C m^2) to blocks and log-determinant (N,)."""
-        even, odd = split_parity(blocks, self.channels, self.kernel)
-        a, b = (odd, even) if self.odd_first else (even, odd)
-        log_det = a.new_zeros(len(a))
-        layers = reversed(self.couplings) if inverse else self.couplings
-        for layer in layers:
-            step = layer.inverse if inverse else layer
-            if self.checkpointing and torch.is_grad_enabled():
-                step = partial(checkpoint, step, use_reentrant=False, preserve_rng_state=False)
-            a, b, layer_log_det = step(a, b)
-            log_det = log_det + layer_log_det
-        even, odd = (b, a) if self.odd_first else (a, b)
-        return merge_parity(even, odd, self.channels, self.kernel), log_det
-
-    def site_log_derivatives(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` with the log-determinant's parts at their sites, both (B, C, l, l)."""
-        halves = split_parity(self._blocks(grid), self.channels, self.kernel)
-        a, b = halves[::-1] if self.odd_first else halves
-        total_a, total_b = torch.zeros_like(a), torch.zeros_like(b)
-        for layer in self.couplings:
-            a, b, of_a, of_b = layer.log_derivatives(a, b)
-            total_a, total_b = total_a + of_a, total_b + of_b
-        pairs = ((a, b), (total_a, total_b))
-        return tuple(
-            self._grid(
-                merge_parity(*(p[::-1] if self.odd_first else p), self.channels, self.kernel),
-                grid.shape,
-            )
-            for p in pairs
-        )
-
-    def update(self, grid: Tensor, marked: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`forward` where only the blocks that hold a marked site are run.
-
-        Args:
-            grid: (B, C, l, l).
-            marked: sites that differ from another grid, bool (B, l, l).
-            before: what :meth:`forward` gave for that grid, (B, C, l, l).
-
-        Returns:
-            The output; the log-determinant of the blocks that were run, (B,); and the sites of
-            these blocks, bool (B, l, l).
-        """
-        blocks, out = self._blocks(grid), self._blocks(before).clone()
-        chosen = self._blocks(marked[:, None].expand(grid.shape)).any(1)
-        out[chosen], log_det = self._run_blocks(blocks[chosen], inverse=False)
-        picture = chosen.nonzero()[:, 0] // (len(blocks) // len(grid))
-        total = log_det.new_zeros(len(grid)).index_add(0, picture, log_det)
-        grown = self._grid(chosen[:, None].expand(blocks.shape), grid.shape)[:, 0]
-        return self._grid(out, grid.shape), total, grown
-
-    def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Grid (B, C, l, l) to grid of the same shape and log-determinant (B,)."""
-        return self._run(grid, inverse=False)
-
-    def inverse(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`forward`; log-determinant of the inverse, (B,)."""
-        return self._run(grid, inverse=True)
 
 
 class Level(nn.Module):
@@ -343,32 +261,16 @@ class Level(nn.Module):
         self.disentangler = BlockBijection(config, level, disentangler, offset=config.kernel // 2)
         self.order = config.order
 
-    def layers(self) -> tuple[BlockBijection, BlockBijection]:
-        """The two layers in the order from picture to latents."""
-        if self.order == "code":
-            return self.decimator, self.disentangler
-        return self.disentangler, self.decimator
-
-    def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Grid (B, C, l, l) of this level to the renormalised grid and log-determinant (B,)."""
-        first, second = self.layers()
-        grid, log_det1 = first(grid)
-        grid, log_det2 = second(grid)
-        return grid, log_det1 + log_det2
-
-    def site_log_derivatives(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """:meth:`forward` with the log-determinant's parts at their sites, both (B, C, l, l)."""
-        first, second = self.layers()
-        grid, log_derivative1 = first.site_log_derivatives(grid)
-        grid, log_derivative2 = second.site_log_derivatives(grid)
-        return grid, log_derivative1 + log_derivative2
-
-    def inverse(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`forward`; log-determinant of the inverse, (B,)."""
-        first, second = self.layers()
-        grid, log_det2 = second.inverse(grid)
-        grid, log_det1 = first.inverse(grid)
-        return grid, log_det1 + log_det2
+    def forward(
+        self, grid: Tensor, inverse: bool = False, sites: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Both layers, each as :meth:`BlockBijection.forward`; same arguments and results."""
+        layers = (self.decimator, self.disentangler)
+        total = 0
+        for layer in layers if (self.order == "code") != inverse else reversed(layers):
+            grid, log_det = layer(grid, inverse, sites)
+            total = total + log_det
+        return grid, total
 
 
 class RGFlow(nn.Module):
@@ -389,68 +291,81 @@ class RGFlow(nn.Module):
     def __init__(self, config: RGFlowConfig) -> None:
         super().__init__()
         if not isinstance(config, RGFlowConfig):
-            raise ValueError(f"config must be an RGFlowConfig, not {type(config).__name__}")
+            raise UserError(f"config must be an RGFlowConfig, not {type(config).__name__}")
         self.config = config
         self.levels = nn.ModuleList(Level(config, h) for h in range(config.levels))
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1:] != self.config.shape or not len(x):
-            raise ValueError(f"expected shape (B >= 1, {self.config.shape}), got {tuple(x.shape)}")
+            raise UserError(f"expected shape (B >= 1, {self.config.shape}), got {tuple(x.shape)}")
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype:
-            raise ValueError(f"expected {dtype} like the weights, got {x.dtype}")
+            raise UserError(f"expected {dtype} like the weights, got {x.dtype}")
+
+    def _check_count(self, latents: Sequence[Tensor]) -> None:
+        if len(latents) != self.config.levels:
+            raise UserError(f"latents must be {self.config.levels} tensors, not {len(latents)}")
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inference (renormalization): y (B, C, L, L) to z and log|det dz/dy| (B,).
 
         Raises:
-            ValueError: if y does not have the configured shape.
+            UserError: if y does not have the configured shape, or not the weights' dtype.
         """
-        self._check(y)
-        latents, total = [], y.new_zeros(len(y))
-        for h in range(self.config.levels):
-            y, level_latents, log_det = self.level_forward(h, y)
-            latents.append(level_latents)
-            total = total + log_det
-        return self.join(latents), total
+        _, _, latents, log_dets = zip(*self.encode(y), strict=True)
+        return self.join(latents), sum(log_dets)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Generation, coarse to fine: z (B, C, L, L) to y and log|det dy/dz| (B,).
 
         Raises:
-            ValueError: if z does not have the configured shape.
+            UserError: as :meth:`forward`.
         """
-        total = z.new_zeros(len(z))
-        y = z
-        for _, y, log_det in self.inverse_steps(z):  # noqa: B007
-            total = total + log_det
-        return y, total
-
-    def inverse_steps(self, z: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Generation, one level at a time: yields (h, grid (B, C, l, l), log_det (B,))."""
         self._check(z)
-        latents = self.split(z)
-        grid = None
-        for h in reversed(range(self.config.levels)):
-            grid, log_det = self.level_inverse(h, grid, latents[h])
-            yield h, grid, log_det
+        _, grids, log_dets = zip(*self.decode(self.split(z)), strict=True)
+        return grids[-1], sum(log_dets)
 
-    def level_forward(self, h: int, grid: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        """Run level h alone: grid to (coarse grid, latents, log_det).
+    def encode(
+        self, y: Tensor, sites: bool = False
+    ) -> Iterator[tuple[int, Tensor | None, Tensor, Tensor]]:
+        """Inference level by level, finest first.
 
-        At the coarsest level everything is latent and the coarse grid is ``None``.
+        Args:
+            y: (B, C, L, L).
+            sites: leave the parts of the log-determinant at their sites.
+
+        Yields:
+            (h, grid, latents, log_det): the grid (B, C, l/2, l/2) that goes on to level h + 1,
+            ``None`` at the top; the latents of level h, as in :meth:`split`; the level's
+            log-determinant (B,), or with ``sites`` the log-derivatives (B, C, l, l).
+
+        Raises:
+            UserError: as :meth:`forward`.
         """
-        grid, log_det = self.levels[h](grid)
-        if h == self.config.levels - 1:
-            return None, grid, log_det
-        return *decimate(grid), log_det
+        self._check(y)
+        for h, level in enumerate(self.levels):
+            y, log_det = level(y, sites=sites)
+            y, latents = decimate(y) if h < len(self.levels) - 1 else (None, y)
+            yield h, y, latents, log_det
 
-    def level_inverse(
-        self, h: int, coarse: Tensor | None, latents: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Undo :meth:`level_forward`: (coarse grid or ``None``, latents) to (grid, log_det)."""
-        grid = latents if coarse is None else undecimate(coarse, latents)
-        return self.levels[h].inverse(grid)
+    def decode(self, latents: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Generation level by level, coarsest first.
+
+        Args:
+            latents: those of all levels, finest first, as :meth:`split` gives them.
+
+        Yields:
+            (h, grid (B, C, l, l), log-determinant of the level's inverse (B,)).
+
+        Raises:
+            UserError: if there are not as many latents as levels.
+        """
+        self._check_count(latents)
+        grid = None
+        for h in reversed(range(len(latents))):
+            grid = latents[h] if grid is None else undecimate(grid, latents[h])
+            grid, log_det = self.levels[h](grid, inverse=True)
+            yield h, grid, log_det
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Latents of each level, finest first: (B, C, 3, l/2, l/2), at the top (B, C, m, m)."""
@@ -460,10 +375,9 @@ class RGFlow(nn.Module):
             latents.append(level_latents)
         return [*latents, z]
 
-    def join(self, latents: list[Tensor]) -> Tensor:
+    def join(self, latents: Sequence[Tensor]) -> Tensor:
         """Inverse of :meth:`split`: back to the lattice, (B, C, L, L)."""
-        if len(latents) != self.config.levels:
-            raise ValueError(f"latents must be {self.config.levels} tensors, not {len(latents)}")
+        self._check_count(latents)
         z = latents[-1]
         for level_latents in reversed(latents[:-1]):
             z = undecimate(z, level_latents)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rgflow_core.errors import check_counts
+from rgflow_core.errors import UserError, check_counts
 from rgflow_core.flow import RGFlow
 from rgflow_core.noise import stream, uniform
 from rgflow_core.pixels import bits_per_dim, check_images, dequantise, from_logit, to_logit
@@ -27,8 +27,7 @@ class PictureModel(nn.Module):
     """log p(picture) and samples, pictures in and pictures out.
 
     Args:
-        flow: the flow.
-        prior: its prior.
+        flow, prior: the model.
         metadata: where they come from, if they were read from a file.
 
     Example:
@@ -42,7 +41,7 @@ class PictureModel(nn.Module):
     def __init__(self, flow: RGFlow, prior: Prior, metadata: dict | None = None) -> None:
         super().__init__()
         if not isinstance(prior, Prior):
-            raise ValueError(f'prior must be a Prior, such as Prior("laplace"), not {prior!r}')
+            raise UserError(f'prior must be a Prior, such as Prior("laplace"), not {prior!r}')
         self.flow, self.prior, self.metadata = flow, prior, metadata or {}
 
     @property
@@ -55,16 +54,12 @@ class PictureModel(nn.Module):
         noise = uniform(keys, self.flow.config.dim, self._like.dtype)
         return noise.reshape(-1, *self.flow.config.shape)
 
-    def terms(self, y: Tensor, logit_log_det: Tensor) -> Terms:
+    def forward(self, y: Tensor, logit_log_det: Tensor) -> Terms:
         """Parts of the log-density of transformed pictures y (B, C, L, L)."""
         z, log_det = self.flow(y)
         base = self.prior.distribution(self.flow.config, like=z).base_dist
         log_prior = base.log_prob(z).flatten(1).sum(1, dtype=torch.float64)
         return Terms(log_prior, log_det.double(), logit_log_det)
-
-    def forward(self, y: Tensor, logit_log_det: Tensor) -> Terms:
-        """:meth:`terms`, under the name that wrappers such as DistributedDataParallel call."""
-        return self.terms(y, logit_log_det)
 
     def log_prob(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-density of dequantised pictures x = (x8 + u) / 256 in [0, 1)^D.
@@ -78,18 +73,17 @@ class PictureModel(nn.Module):
             (B,) float64, in nats.
 
         Raises:
-            ValueError: if images or noise have the wrong shape or type.
+            UserError: if images or noise have the wrong shape or type.
         """
         check_images(images, self.flow.config.shape)
         if noise is None:
             noise = self.noise(torch.arange(len(images)), seed)
         if noise.shape != images.shape:
-            raise ValueError(f"noise must have the images' shape, not {tuple(noise.shape)}")
+            raise UserError(f"noise must have the images' shape, not {tuple(noise.shape)}")
         if not ((noise >= 0) & (noise < 1)).all():
-            raise ValueError("noise must lie in [0, 1)")
+            raise UserError("noise must lie in [0, 1)")
         noise = noise.to(self._like)
-        x = dequantise(images.to(noise.device), noise)
-        return sum(self.terms(*to_logit(x)))
+        return sum(self(*to_logit(dequantise(images.to(noise.device), noise))))
 
     def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Bits per dimension of each picture, (B,) float64; arguments of :meth:`log_prob`."""
@@ -102,11 +96,10 @@ class PictureModel(nn.Module):
 
         The same for any batching; a temperature per level is given finest first.
         """
-        index = torch.arange(start, start + n, device=self._like.device)
+        config, index = self.flow.config, torch.arange(start, start + n, device=self._like.device)
         keys = stream(SAMPLE_STREAM, seed, index=index)
         # Half a step from 0 and 1, where the quantile function is infinite.
-        u = uniform(keys, self.flow.config.dim, torch.float64) + 2.0**-25
-        config = self.flow.config
+        u = uniform(keys, config.dim, torch.float64) + 2.0**-25
         prior = self.prior.distribution(config, temperature, like=u).base_dist
         return prior.icdf(u.reshape(-1, *config.shape)).to(self._like.dtype)
 
@@ -114,36 +107,38 @@ class PictureModel(nn.Module):
     def sample(
         self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
     ) -> Tensor:
-        """Pictures in [0, 1], shape (n, C, L, L); arguments of :meth:`latents`."""
-        return torch.cat([from_logit(y) for _, y, _ in self._samples(n, temperature, seed, batch)])
+        """Pictures in [0, 1], shape (n, C, L, L); arguments of :meth:`latents`.
 
-    def _samples(
+        Raises:
+            UserError: for a temperature so high that pictures are not finite.
+        """
+        return torch.cat([from_logit(y) for _, _, y in self._draw(n, temperature, seed, batch)])
+
+    @torch.no_grad()
+    def sample_with_error(
+        self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
+    ) -> tuple[Tensor, Tensor]:
+        """The pictures of :meth:`sample`, and how exactly they are those of their latents.
+
+        The error (n,) is the largest difference between a latent drawn and that of its picture.
+        """
+        pictures, errors = [], []
+        for flow, z, y in self._draw(n, temperature, seed, batch):
+            pictures.append(from_logit(y))
+            errors.append((flow(y)[0] - z).abs().flatten(1).amax(1))
+        return torch.cat(pictures), torch.cat(errors)
+
+    def _draw(
         self, n: int, temperature: float | Sequence[float], seed: int, batch: int
-    ) -> Iterator[tuple[Tensor, Tensor, RGFlow]]:
-        """Batches of latents z and transformed pictures y, and the folded flow."""
+    ) -> Iterator[tuple[RGFlow, Tensor, Tensor]]:
+        """The folded flow, and batches of latents z and their transformed pictures y."""
         check_counts(n=n, batch=batch)
         flow = self.flow.fold()
         for start in range(0, n, batch):
             z = self.latents(min(batch, n - start), temperature, seed, start)
             y, _ = flow.inverse(z)
             if not y.isfinite().all():
-                raise ValueError(
+                raise UserError(
                     f"temperature {temperature} gives pictures that are not finite; try 1 or less"
                 )
-            yield z, y, flow
-
-    @torch.no_grad()
-    def inversion_error(
-        self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
-    ) -> Tensor:
-        """How exactly the samples of the same arguments are those of their latents.
-
-        Returns:
-            (n,) largest difference between a latent drawn and that of the picture drawn from it.
-        """
-        return torch.cat(
-            [
-                (flow(y)[0] - z).abs().flatten(1).amax(1)
-                for z, y, flow in self._samples(n, temperature, seed, batch)
-            ]
-        )
+            yield flow, z, y

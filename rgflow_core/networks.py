@@ -1,10 +1,9 @@
 """Networks that give the parameters of a coupling layer.
 
-Both networks answer the same question: given one checkerboard half of every block, what are the
-log-scale ``s`` and the shift ``t`` of the other half (for the coupling "nlsq" also ``q``, ``d``
-and ``g``, see :mod:`rgflow_core.couplings`)? A coupling layer asks twice, once per
-half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029), exactly;
-:class:`LeanSubnet` is ours, about fifty times smaller, for training on a CPU.
+Given one checkerboard half of every block, they give the log-scale s and the shift t of the other
+half, for the coupling "nlsq" also q, d and g (see :mod:`rgflow_core.couplings`). A coupling layer
+asks twice, once per half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029),
+exactly; :class:`LeanSubnet` is ours, about fifty times smaller, for training on a CPU.
 """
 
 import math
@@ -22,13 +21,11 @@ def split_parity(x: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]
     """Split flattened blocks into their two checkerboard halves.
 
     Args:
-        x: blocks, shape ``(..., channels * kernel**2)``, channel first, row-major.
-        channels: number of channels C.
-        kernel: block edge m (even).
+        x: blocks (..., C m^2), channel first, row-major.
+        channels, kernel: C and m, the latter even.
 
     Returns:
-        The half with row + column even and the half with row + column odd, each of shape
-        ``(..., channels * kernel**2 / 2)``.
+        The halves with row + column even and odd, each (..., C m^2 / 2).
     """
     cells = x.reshape(*x.shape[:-1], channels, kernel // 2, 2, kernel // 2, 2)
     even = torch.stack((cells[..., 0, :, 0], cells[..., 1, :, 1]), -1)
@@ -37,7 +34,7 @@ def split_parity(x: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]
 
 
 def merge_parity(even: Tensor, odd: Tensor, channels: int, kernel: int) -> Tensor:
-    """Inverse of :func:`split_parity`, shape ``(..., channels * kernel**2)``."""
+    """Inverse of :func:`split_parity`: (..., C m^2)."""
     shape = (*even.shape[:-1], channels, kernel // 2, kernel // 2, 2)
     (e0, e1), (o0, o1) = even.reshape(shape).unbind(-1), odd.reshape(shape).unbind(-1)
     rows = torch.stack((torch.stack((e0, o0), -1), torch.stack((o1, e1), -1)), -3)
@@ -47,12 +44,8 @@ def merge_parity(even: Tensor, odd: Tensor, channels: int, kernel: int) -> Tenso
 class WeightNormLinear(nn.Module):
     """The same layer of S and of T, with W = g v / ||v|| per output row (Salimans and Kingma 2016).
 
-    Weights start as U(-b, b) with b = sqrt(2.81 * 3 / fan_in), biases as zero.
-
-    Args:
-        fan_in: input features.
-        fan_out: output features.
-        copies: 2, or 1 for a layer that S and T share.
+    Weights start as U(-b, b) with b = sqrt(2.81 * 3 / fan_in), biases as zero. ``copies`` is 2, or
+    1 for a layer that S and T share.
     """
 
     def __init__(self, fan_in: int, fan_out: int, copies: int = 2) -> None:
@@ -85,11 +78,9 @@ class PublishedSubnet(nn.Module):
     one fused operation per activation is left of three.
 
     Args:
-        channels, kernel: block shape (C, m, m).
-        res_blocks: number of residual blocks.
-        hidden: width H of the hidden layers.
-        depth: number of hidden layers in a block.
-        first_parity: checkerboard half ("even" or "odd") that half-step 0 is conditioned on.
+        block: (C, m) of blocks (C, m, m).
+        sizes: number of residual blocks, width H of their hidden layers, and how many these are.
+        odd_first: whether half-step 0 is conditioned on the odd half of the checkerboard.
         outputs: parameters per value of the coupling; here always 2, s and t.
     """
 
@@ -97,19 +88,11 @@ class PublishedSubnet(nn.Module):
     bound = staticmethod(torch.tanh)
 
     def __init__(
-        self,
-        channels: int,
-        kernel: int,
-        res_blocks: int,
-        hidden: int,
-        depth: int,
-        first_parity: str,
-        outputs: int = 2,
+        self, block: tuple[int, int], sizes: tuple[int, int, int], odd_first: bool, outputs: int = 2
     ) -> None:
         super().__init__()
-        self.block = (channels, kernel)
-        self.first_odd = first_parity == "odd"
-        features = channels * kernel**2
+        self.block, self.odd_first = block, odd_first
+        features, (res_blocks, hidden, depth) = block[0] * block[1] ** 2, sizes
         pairs = list(pairwise([features, *[hidden] * depth, features]))
         self.linears = nn.ModuleList(
             nn.ModuleList(WeightNormLinear(i, o) for i, o in pairs) for _ in range(res_blocks)
@@ -129,16 +112,15 @@ class PublishedSubnet(nn.Module):
             # At alpha = 0 the activation is x / 2, and so it is to rounding at 1e-20.
             alphas = [torch.where(a.abs() < 1e-20, 1e-20, a) for a in alphas]
             scales = zip(linears, [*alphas[1:], None], alphas, strict=True)
-            yield (
-                alphas[0][:, None],
-                [linear.scaled(rows, columns.reciprocal()) for linear, rows, columns in scales],
-            )
+            layers = [linear.scaled(rows, columns.reciprocal()) for linear, rows, columns in scales]
+            yield alphas[0][:, None], layers
 
     @torch.no_grad()
     def fold_(self) -> None:
         """Replace g, v and alpha by plain weights for good: the same function, not trainable."""
+        weights = list(self._weights())
         for linears, alphas, (alpha, layers) in zip(
-            self.linears, self.alphas, list(self._weights()), strict=True
+            self.linears, self.alphas, weights, strict=True
         ):
             alphas[0] = nn.Parameter(alpha, requires_grad=False)
             for linear, (weight, bias) in zip(linears, layers, strict=True):
@@ -152,7 +134,7 @@ class PublishedSubnet(nn.Module):
         weights = list(self._weights())
 
         def scale_shift(half: Tensor, step: int) -> tuple[Tensor, Tensor]:
-            is_odd = self.first_odd != bool(step)
+            is_odd = self.odd_first != bool(step)
             zero = torch.zeros_like(half)
             x = merge_parity(*((zero, half) if is_odd else (half, zero)), *self.block)
             for alpha, layers in weights:
@@ -179,10 +161,8 @@ class LeanNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.enter = nn.Linear(features, hidden)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(depth))
-            for _ in range(res_blocks)
-        )
+        blocks = ([nn.Linear(hidden, hidden) for _ in range(depth)] for _ in range(res_blocks))
+        self.blocks = nn.ModuleList(map(nn.ModuleList, blocks))
         self.leave = nn.Linear(hidden, outputs)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
@@ -205,21 +185,12 @@ class LeanSubnet(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int,
-        kernel: int,
-        res_blocks: int,
-        hidden: int,
-        depth: int,
-        first_parity: str,
-        outputs: int = 2,
+        self, block: tuple[int, int], sizes: tuple[int, int, int], odd_first: bool, outputs: int = 2
     ) -> None:
         super().__init__()
-        features = channels * kernel**2 // 2
-        self.halves = nn.ModuleList(
-            LeanNetwork(features, outputs * features, res_blocks, hidden, depth) for _ in range(2)
-        )
-        self.outputs = outputs
+        features = block[0] * block[1] ** 2 // 2
+        halves = (LeanNetwork(features, outputs * features, *sizes) for _ in range(2))
+        self.halves, self.outputs = nn.ModuleList(halves), outputs
 
     def prepare(self) -> Parameters:
         """The map from (half, half-step) to the coupling's parameters."""

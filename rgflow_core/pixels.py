@@ -9,16 +9,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rgflow_core.errors import UserError
+
 MARGIN = 0.05
 
 
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raise ``ValueError`` unless ``images`` is uint8 of shape (B >= 1, *shape)."""
+    """Raise :class:`UserError` unless ``images`` is uint8 of shape (B >= 1, *shape)."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images must be a torch.uint8 tensor with values 0 ... 255, not {kind}")
+        raise UserError(f"images must be a torch.uint8 tensor with values 0 ... 255, not {kind}")
     if images.ndim != 4 or tuple(images.shape[1:]) != tuple(shape) or not len(images):
-        raise ValueError(f"images must have shape (B >= 1, {shape}), not {tuple(images.shape)}")
+        raise UserError(f"images must have shape (B >= 1, {shape}), not {tuple(images.shape)}")
 
 
 def dequantise(images: Tensor, noise: Tensor) -> Tensor:
@@ -54,7 +56,6 @@ def to_bytes(x: Tensor) -> Tensor:
 def bits_per_dim(log_prob: Tensor) -> Tensor:
     """Bits per dimension, given the log-density of x = (x8 + u) / 256 *per dimension*.
 
-    (-log p(x) / D + log 256) / log 2, where log p(x) is the prior's log-density plus both
-    log-determinants.
+    (-log p(x) / D + log 256) / log 2; log p(x) is that of the prior plus both log-determinants.
     """
     return (math.log(256) - log_prob.double()) / math.log(2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Laplace, Normal
 
+from rgflow_core.errors import UserError
 from rgflow_core.flow import RGFlowConfig, lattice_levels
 
 NAMES = ("laplace", "gaussian")
@@ -20,14 +21,10 @@ CONVENTIONS = ("unit_variance", "unit_scale")
 
 @dataclass(frozen=True)
 class Prior:
-    """Which prior: its name and its scale convention.
-
-    Args:
-        name: "laplace" or "gaussian".
-        convention: "unit_variance" (authors) or "unit_scale" (IGF23: Laplace scale 1).
+    """Which prior, "laplace" or "gaussian", and its scale: "unit_variance" or "unit_scale".
 
     Raises:
-        ValueError: for any other name or convention.
+        UserError: for any other name or convention.
 
     Example:
         >>> config = RGFlowConfig(image_size=8, coupling_layers=1)
@@ -40,15 +37,14 @@ class Prior:
 
     def __post_init__(self) -> None:
         if self.name not in NAMES:
-            raise ValueError(f"prior must be one of {NAMES}, not {self.name!r}")
+            raise UserError(f"prior must be one of {NAMES}, not {self.name!r}")
         if self.convention not in CONVENTIONS:
-            raise ValueError(f"convention must be one of {CONVENTIONS}, not {self.convention!r}")
+            raise UserError(f"convention must be one of {CONVENTIONS}, not {self.convention!r}")
 
     @property
     def scale(self) -> float:
         """Scale parameter at temperature 1."""
-        unit_variance_laplace = self.name == "laplace" and self.convention == "unit_variance"
-        return 1 / math.sqrt(2) if unit_variance_laplace else 1.0
+        return 1 / math.sqrt(2) if self == Prior("laplace", "unit_variance") else 1.0
 
     def distribution(
         self,
@@ -59,22 +55,22 @@ class Prior:
         """The prior over latents (C, L, L) of a flow.
 
         Args:
-            config: the flow's configuration.
+            config: of the flow.
             temperature: multiplies the scale (both codes; IGF23's text has a Gaussian of
                 variance T instead); one value, or one per level, finest first.
             like: tensor whose dtype and device to use.
 
         Raises:
-            ValueError: if a temperature is not positive and finite, or the count is wrong.
+            UserError: if a temperature is not positive and finite, or the count is wrong.
         """
         values = torch.as_tensor(temperature, dtype=torch.float64).flatten().tolist()
         if len(values) not in (1, config.levels):
-            raise ValueError(
+            raise UserError(
                 f"temperature must be one value or {config.levels}, one per level, finest first; "
                 f"got {len(values)} for {config.levels} levels"
             )
         if not all(math.isfinite(t) and t > 0 for t in values):
-            raise ValueError(f"temperature must be positive and finite, not {temperature}")
+            raise UserError(f"temperature must be positive and finite, not {temperature}")
         like = torch.empty(()) if like is None else like
         per_level = like.new_tensor(values).expand(config.levels)
         levels = lattice_levels(config.image_size, config.kernel).to(like.device)

@@ -3,57 +3,15 @@
 import sys
 from pathlib import Path
 
+from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from rgflow_core import checkpoints, cli
+from rgflow_core import cli
 from rgflow_core.errors import UserError
-from rgflow_core.files import check_writable, replacing
-from rgflow_core.priors import NAMES
+from rgflow_core.files import replacing
 
 # Latents have a scale of one; shipped models stay far below (README, "Trials").
 INVERSION_LIMIT = 0.01
-
-
-def main() -> None:
-    parser = cli.Parser(
-        "Draw pictures from a model into one PNG. FILE is our .safetensors, a training "
-        "checkpoint, or either published layout."
-    )
-    parser.add_argument("file", type=cli.file_name, metavar="FILE", help="checkpoint")
-    parser.add_argument("--n", type=cli.count, default=16, help="number of pictures")
-    parser.add_argument(
-        "--temperature",
-        type=cli.positive,
-        nargs="+",
-        default=[1.0],
-        metavar="T",
-        help="multiplies the prior's scale: one value, or one per level, finest first",
-    )
-    parser.add_argument("--prior", choices=NAMES, help="prior, if the file does not say")
-    parser.add_argument("--seed", type=cli.seed, default=0, help="seed of the latents")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    parser.add_argument(
-        "--out", type=cli.file_name, default="samples.png", help="PNG file to write"
-    )
-    args = parser.parse_args()
-    out = Path(args.out)
-    if out.exists():
-        raise UserError(f"{out} exists; give another name with --out, nothing is overwritten")
-    check_writable(out.parent)
-    if out.suffix != ".png":
-        raise UserError(f"--out must end in .png, not {args.out!r}")
-    model = checkpoints.load(args.file, args.prior).to(cli.pick_device(args.device))
-    temperature = args.temperature[0] if len(args.temperature) == 1 else args.temperature
-    pictures = model.sample(args.n, temperature, args.seed)
-    error, worst = model.inversion_error(args.n, temperature, args.seed).max(0)
-    if not error < INVERSION_LIMIT:
-        print(
-            f"warning: picture {worst} has latents up to {error:.2g} from those drawn: at "
-            f"temperature {temperature} single precision does not invert the flow well",
-            file=sys.stderr,
-        )
-    write_grid(pictures, out)
-    print(out)
 
 
 def write_grid(pictures: Tensor, path: str | Path) -> None:
@@ -63,6 +21,35 @@ def write_grid(pictures: Tensor, path: str | Path) -> None:
     rows = max(1, round(len(pictures) ** 0.5))
     with replacing(path) as temporary:
         save_image(pictures.float().cpu(), temporary, nrow=-(-len(pictures) // rows))
+
+
+@dataclass(frozen=True, config=cli.STRICT)
+class Settings(cli.ModelFile):
+    """Knobs of the command."""
+
+    n: cli.Count = cli.knob(16, "number of pictures")
+    temperature: tuple[cli.Positive, ...] = cli.knob(
+        (1.0,), "of the prior's scale: one value, or one per level, finest first"
+    )
+    out: cli.Name = cli.knob("samples.png", "PNG file to write")
+
+
+def main() -> None:
+    args = cli.parse(Settings, "Draw pictures from a model into one PNG.")
+    out = cli.new_file(args.out)
+    if out.suffix != ".png":
+        raise UserError(f"--out must end in .png, not {args.out!r}")
+    model = args.load()
+    pictures, errors = model.sample_with_error(args.n, args.temperature, args.seed)
+    error, worst = errors.max(0)
+    if not error < INVERSION_LIMIT:
+        print(
+            f"warning: picture {worst} has latents up to {error:.2g} from those drawn: at "
+            f"temperature {args.temperature} single precision does not invert the flow well",
+            file=sys.stderr,
+        )
+    write_grid(pictures, out)
+    print(out)
 
 
 if __name__ == "__main__":

@@ -5,28 +5,32 @@ the seed, the pass through the data and the picture's index, so that a run that 
 resumed equals one that never stopped, bit for bit on a CPU with the same number of threads.
 """
 
-import argparse
-import contextlib
 import gc
 import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
+from pydantic import BeforeValidator, Field
+from pydantic.dataclasses import dataclass
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from rgflow_core import checkpoints, cli, datasets, evaluate, sample, speed
+from rgflow_core import checkpoints, cli, datasets, evaluate, sample
+from rgflow_core.cli import Count, Name, NotNegative, Positive, Whole, knob, one_of
 from rgflow_core.errors import UserError
 from rgflow_core.files import (
     check_writable,
@@ -37,7 +41,7 @@ from rgflow_core.files import (
     replacing,
     write_json,
 )
-from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN_AFFINE, CouplingLayer, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.noise import permutation, stream, uniform
@@ -46,98 +50,60 @@ from rgflow_core.priors import CONVENTIONS, NAMES, Prior
 
 MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE}
 """Name -> config fields; a study may add its own."""
+PRECISIONS = ("float32", "tf32", "bf16")
 ORDER_STREAM, FLIP_STREAM = 3, 4
-TEST_MODE = {"train_images": 128, "val_images": 64}
 
 log = logging.getLogger("rgflow")
 
 
-def _knob(default: object, text: str, **rule: object) -> Any:
-    """A field of :class:`Settings`: ``rule`` is choices, or least or above for a number."""
-    return field(default=default, metadata={"help": text, **rule})
+# Knobs
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=cli.STRICT)
 class Settings:
     """Every knob of a run, each also a flag of the command line.
 
     Defaults are IGF23's; :data:`LEAN_RECIPE` is ours for a CPU.
 
     Raises:
-        UserError: names the value and what is allowed.
+        pydantic.ValidationError: names the value and what is allowed.
     """
 
-    dataset: str = _knob("msds1", "data set", choices=datasets.SOURCES)
-    data_root: str = _knob("data", "data folder; of data set folder: the pictures' own")
-    model: str = _knob("published", "80.5, 1.83, or 1.64 M parameters", choices=MODELS)
-    prior: str = _knob("laplace", "prior of the latents", choices=NAMES)
-    convention: str = _knob(
-        "unit_variance",
-        "prior's scale: unit_variance (authors) or unit_scale (IGF23: Laplace scale 1)",
-        choices=CONVENTIONS,
+    dataset: one_of(datasets.SOURCES) = knob("msds1", "data set")
+    data_root: Name = knob("data", "data folder; of data set folder: the pictures' own")
+    model: one_of(MODELS) = knob("published", "80.5, 1.83, or 1.64 M parameters")
+    prior: one_of(NAMES) = knob("laplace", "of the latents")
+    convention: one_of(CONVENTIONS) = knob(
+        "unit_variance", "prior's scale: the authors', or IGF23's"
     )
-    epochs: int = _knob(60, "passes through the data, or through --images-per-epoch", least=1)
-    batch_size: int = _knob(512, "pictures in a step", least=1)
-    lr: float = _knob(1e-3, "learning rate", above=0)
-    optimizer: str = _knob(
-        "adamw", "adamw, or muon for the square matrices", choices=("adamw", "muon")
+    epochs: Count = knob(60, "passes through the data, or through --images-per-epoch")
+    batch_size: Count = knob(512, "pictures in a step")
+    lr: Positive = knob(1e-3, "learning rate")
+    optimizer: one_of(("adamw", "muon")) = knob("adamw", "muon is for the square matrices alone")
+    matrix_lr: Positive = knob(0.02, "learning rate of Muon")
+    weight_decay: NotNegative = knob(5e-5, "weight decay of AdamW")
+    beta2: Annotated[float, Field(gt=0, lt=1)] = knob(0.999, "decay of AdamW's second moment")
+    clip: Positive = knob(1.0, "largest norm of the gradient")
+    outlier_bpd: Positive | None = knob(None, "do not learn from pictures worse than this")
+    warmup: Whole = knob(0, "steps over which the learning rate rises")
+    schedule: one_of(("constant", "cosine")) = knob("constant", "of the learning rate")
+    flip: bool = knob(False, "mirror training pictures at random (natural sets always do)")
+    without_noise: bool = knob(False, "no dequantisation noise: an ablation, its bpd is no bound")
+    seed: Whole = knob(0, "of weights, order, flips and noise")
+    images_per_epoch: Count | None = knob(None, "pictures between two validations")
+    train_images: Count | None = knob(None, "train on the first so many only")
+    val_images: Count | None = knob(None, "validate on the first so many only")
+    # Older records say null, where free memory decided.
+    checkpointing: Annotated[bool, BeforeValidator(lambda on: on is not None and on)] = knob(
+        False, "recompute activations: less memory, more time"
     )
-    matrix_lr: float = _knob(0.02, "learning rate of Muon", above=0)
-    weight_decay: float = _knob(5e-5, "weight decay of AdamW", least=0)
-    beta2: float = _knob(0.999, "decay of AdamW's second moment", above=0, below=1)
-    clip: float = _knob(1.0, "largest norm of the gradient", above=0)
-    outlier_bpd: float | None = _knob(
-        None, "pictures worse than this are not learned from; by default all are", above=0
-    )
-    warmup: int = _knob(0, "steps over which the learning rate rises", least=0)
-    schedule: str = _knob("constant", "or cosine down to 0", choices=("constant", "cosine"))
-    flip: bool = _knob(False, "mirror training pictures at random (natural sets always do)")
-    without_noise: bool = _knob(False, "no dequantisation noise: an ablation, its bpd is no bound")
-    seed: int = _knob(0, "of weights, order, flips and noise", least=0, below=2**31)
-    images_per_epoch: int | None = _knob(None, "pictures between two validations", least=1)
-    train_images: int | None = _knob(None, "train on the first so many only", least=1)
-    val_images: int | None = _knob(None, "validate on the first so many only", least=1)
-    checkpointing: bool | None = _knob(
-        None, "recompute activations: less memory, more time; by default where memory is short"
-    )
-    precision: str = _knob(
-        "float32",
-        "of matrix products in training; tf32 wants an NVIDIA GPU; validation is float32",
-        choices=speed.PRECISIONS,
-    )
-    compile: bool = _knob(False, "torch.compile the coupling layers")
-    device: str = _knob("auto", "auto, cpu, cuda, cuda:1, ...")
-    workers: int = _knob(8, "threads that make data", least=1)
-    img_samples: int = _knob(16, "samples drawn each epoch", least=1)
-    keep: int = _knob(2, "checkpoints kept beside the best", least=1)
-    save_minutes: float = _knob(10.0, "write a checkpoint within an epoch this often", least=0)
-
-    def __post_init__(self) -> None:
-        for knob in fields(self):
-            value, rule = getattr(self, knob.name), knob.metadata
-            if value is None and knob.default is None:
-                continue
-            plain = {str: "text that is not empty", bool: "true or false"}
-            if knob.type in plain and (type(value) is not knob.type or value == ""):
-                raise UserError(f"{knob.name} must be {plain[knob.type]}, not {value!r}")
-            if "choices" in rule and value not in rule["choices"]:
-                raise UserError(
-                    f"{knob.name} must be one of {tuple(rule['choices'])}, not {value!r}"
-                )
-            limits = {"least": ">=", "above": ">", "below": "<"}
-            bounds = {sign: rule[name] for name, sign in limits.items() if name in rule}
-            if not bounds:
-                continue
-            whole = knob.type in (int, int | None)
-            if whole:
-                bounds.setdefault("<", 2**31)
-            good = type(value) is int or (type(value) is float and not whole)
-            good = good and math.isfinite(value) and value >= rule.get("least", value)
-            good = good and value > rule.get("above", -math.inf)
-            if not (good and value < bounds.get("<", math.inf)):
-                wanted = " and ".join(f"{sign} {bound}" for sign, bound in bounds.items())
-                kind = "whole" if whole else "finite"
-                raise UserError(f"{knob.name} must be a {kind} number {wanted}, not {value!r}")
+    precision: one_of(PRECISIONS) = knob("float32", "of the networks in training")
+    compile: bool = knob(False, "torch.compile the coupling layers")
+    device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
+    workers: Whole = knob(8, "threads that make data; 0: no extra one")
+    img_samples: Count = knob(16, "samples drawn each epoch")
+    keep: Count = knob(2, "checkpoints kept beside the best")
+    save_minutes: NotNegative = knob(10.0, "write a checkpoint within an epoch this often")
 
 
 LEAN_RECIPE = {
@@ -171,62 +137,158 @@ def rate_factor(settings: Settings, step: int, steps: int) -> float:
     return rate
 
 
-class Order:
-    """The endless data order: one seeded permutation after another."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
-        self._permutations: dict[int, Tensor] = {}
-
-    def batch(self, step: int, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Image indices (B,) of a step, and in which pass through the data each is seen, from 1."""
-        position = torch.arange(step * batch_size, (step + 1) * batch_size)
-        passes = position // self.size + 1
-        needed = set(passes.tolist())
-        self._permutations = {
-            p: self._permutations[p]
-            if p in self._permutations
-            else permutation(self.size, ORDER_STREAM, self.seed, p)
-            for p in needed
-        }
-        index = torch.empty_like(position)
-        for p in needed:
-            mine = passes == p
-            index[mine] = self._permutations[p][position[mine] % self.size]
-        return index, passes
+# Data
 
 
-class _BarHandler(logging.Handler):
-    """Log lines on the console without breaking the progress bar."""
+_order = lru_cache(maxsize=2)(permutation)
+
+
+def batch_of(step: int, batch_size: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of the endless data order, one seeded permutation of ``size`` pictures after another.
+
+    Returns:
+        Image indices (B,) of a step, and in which pass through the data each is seen, from 1.
+    """
+    position = torch.arange(step * batch_size, (step + 1) * batch_size)
+    passes = position // size + 1
+    index = [
+        _order(size, ORDER_STREAM, seed, number)[position[passes == number] % size]
+        for number in passes.unique().tolist()
+    ]
+    return torch.cat(index), passes
+
+
+def inputs(run: "Run", images: Tensor) -> Tensor:
+    """This rank's pictures of the current step, flipped, dequantised: (B, C, L, L) in [0, 1)."""
+    settings = run.settings
+    index, passes = (
+        run.ranks.mine(part).to(images.device)
+        for part in batch_of(run.step, run.batch_size, len(images), settings.seed)
+    )
+    batch = images[index]
+    if settings.flip or datasets.SOURCES[settings.dataset].flip:
+        keys = stream(FLIP_STREAM, settings.seed, passes, index=index)
+        mirror = uniform(keys, 1)[:, 0] < 0.5
+        batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
+    noise = run.model.noise(index, settings.seed, passes)
+    return dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
+
+
+# How a step is computed: processes, precision, compilation
+
+
+class Ranks:
+    """This process among those that ``torchrun`` started; alone without it."""
+
+    def __init__(self, device: str) -> None:
+        launched = distributed.is_torchelastic_launched()
+        self.rank = int(os.environ["RANK"]) if launched else 0
+        self.world = int(os.environ["WORLD_SIZE"]) if launched else 1
+        if launched and device in ("auto", "cuda") and torch.cuda.is_available():
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        self.device = cli.pick_device(device)
+        if launched:
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            distributed.init_process_group(
+                backend, device_id=self.device if backend == "nccl" else None
+            )
+
+    def mine(self, x: Tensor) -> Tensor:
+        """This rank's part of what is indexed by pictures."""
+        return x[self.rank :: self.world]
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over ranks."""
+        if self.world > 1:
+            distributed.all_reduce(x)
+        return x / self.world
+
+    def gathered(self, part: Tensor, count: int) -> Tensor:
+        """Undo :meth:`mine` for a tensor (count,)."""
+        whole = torch.zeros(count, dtype=part.dtype, device=self.device)
+        whole[self.rank :: self.world] = part.to(self.device)
+        return (self.mean(whole) * self.world).cpu()
+
+    def wait(self) -> None:
+        """Until all ranks are here: one that leaves earlier breaks the others' connections."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def close(self) -> None:
+        """Give up the connections; what still refers to them would abort the program's end."""
+        if distributed.is_initialized():
+            gc.collect()
+            distributed.destroy_process_group()
+
+
+@contextmanager
+def precision(name: str, device: torch.device) -> Iterator[None]:
+    """Inside, the networks compute in ``name``; all else is float32 or better.
+
+    Couplings, log-determinants and the prior's sums are never rounded, so that the density stays
+    one: only the networks' answers differ a little from those in float32.
+
+    Args:
+        name: "float32", "tf32" (matrix products with 10 bits of mantissa, NVIDIA GPUs) or "bf16"
+            (by torch's autocast: products, and most of what networks do between them, with 7).
+        device: where the products are computed.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def compile_couplings(flow: RGFlow) -> bool:
+    """Let ``torch.compile`` fuse what a coupling layer does, once for all layers and levels.
+
+    Where no C++ compiler is found, nothing changes, and a log line says so.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if not shutil.which(compiler):
+        log.info(f"No compiler {compiler!r} found: not compiled, the same function, slower")
+        return False
+    compiled = torch.compile(CouplingLayer.forward, dynamic=True)
+    for layer in flow.modules():
+        if isinstance(layer, CouplingLayer):
+            layer.forward = partial(compiled, layer)
+    return True
+
+
+# Saying, saving, stopping
+
+
+class _Lines(logging.Handler):
+    """Log lines in a file, and on the console without breaking the progress bar."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by logging_to
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record))
+        tqdm.write(record.getMessage())
+        # A full disk stops the run, as it would at the next checkpoint.
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {record.getMessage()}", file=self.file)
 
 
-class _FileHandler(logging.FileHandler):
-    """Log lines in a file; a full disk stops the run, as it would at the next checkpoint."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        raise
-
-
-@contextlib.contextmanager
-def _logging_to(folder: Path) -> Iterator[None]:
+@contextmanager
+def logging_to(folder: Path) -> Iterator[None]:
+    """Log lines go to the console and to a new file in the run's folder."""
     logs = make_folder(folder / "logs")
-    file = _FileHandler(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")
-    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.setLevel(logging.INFO)
+    log.handlers = [_Lines(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")]
     log.propagate = False
-    log.handlers = [file, _BarHandler()]
     try:
         yield
     finally:
-        log.handlers = []
-        file.close()
+        log.handlers.pop().file.close()
 
 
-@contextlib.contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
+@contextmanager
+def deferred_signals() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM, for a loop that stops when its state is whole."""
     received: list[int] = []
     before: dict = {}
@@ -258,98 +320,34 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return within if within.exists() else epochs[-1] if epochs else None
 
 
-def _best(history: list[dict]) -> int:
-    """Number of the epoch with the lowest validation bpd, from 1."""
-    return min(range(len(history)), key=lambda e: history[e]["bpd"]) + 1
-
-
-def _prune(folder: Path, keep: int, best_epoch: int) -> None:
-    """Keep the last ``keep`` epochs' checkpoints and the best by validation."""
-    for path in _epoch_files(folder)[:-keep]:
-        if path.name != f"rgflow_ep{best_epoch:03d}.pth":
-            path.unlink()
-
-
-class _Ranks:
-    """This process among those that ``torchrun`` started; alone without it."""
-
-    def __init__(self, device: str) -> None:
-        launched = distributed.is_torchelastic_launched()
-        self.rank = int(os.environ["RANK"]) if launched else 0
-        self.world = int(os.environ["WORLD_SIZE"]) if launched else 1
-        if launched and device in ("auto", "cuda") and torch.cuda.is_available():
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-        self.device = cli.pick_device(device)
-        if launched:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            distributed.init_process_group(
-                backend, device_id=self.device if backend == "nccl" else None
-            )
-
-    @contextlib.contextmanager
-    def first_alone(self) -> Iterator[None]:
-        """Rank 0 does this before the others, which then find its files."""
-        if self.rank:
-            self.wait()
-        yield
-        if not self.rank:
-            self.wait()
-
-    def mine(self, x: Tensor) -> Tensor:
-        """This rank's part of what is indexed by pictures."""
-        return x[self.rank :: self.world]
-
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean over ranks."""
-        if self.world > 1:
-            distributed.all_reduce(x)
-        return x / self.world
-
-    def gathered(self, part: Tensor, count: int) -> Tensor:
-        """Undo :meth:`mine` for a tensor (count,)."""
-        whole = torch.zeros(count, dtype=part.dtype, device=self.device)
-        whole[self.rank :: self.world] = part.to(self.device)
-        return (self.mean(whole) * self.world).cpu()
-
-    def wait(self) -> None:
-        """Until all ranks are here: one that leaves earlier breaks the others' connections."""
-        if self.world > 1:
-            distributed.barrier()
-
-    def close(self) -> None:
-        """Give up the connections; what still refers to them would abort the program's end."""
-        if distributed.is_initialized():
-            gc.collect()
-            distributed.destroy_process_group()
-
-
 def _optimizers(settings: Settings, flow: RGFlow) -> list[torch.optim.Optimizer]:
     """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
-    parameters = list(flow.parameters())
     muon = settings.optimizer == "muon"
-    square = [p for p in parameters if muon and p.ndim == 2 and p.shape[0] == p.shape[1]]
-    taken = {id(p) for p in square}
-    adamw = torch.optim.AdamW(
-        [p for p in parameters if id(p) not in taken],
-        lr=settings.lr,
-        betas=(0.9, settings.beta2),
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    optimizers = [adamw, Muon(square, settings.matrix_lr)] if square else [adamw]
+    square, rest = [], []
+    for p in flow.parameters():
+        (square if muon and p.ndim == 2 and p.shape[0] == p.shape[1] else rest).append(p)
+    decay, betas = settings.weight_decay, (0.9, settings.beta2)
+    optimizers = [
+        torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
+    ]
+    if square:
+        optimizers.append(Muon(square, settings.matrix_lr))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
 
 
-class _Run:
-    """What a training checkpoint holds: model, optimiser, and where the run stands."""
+class Run:
+    """Model, optimisers and where a run stands: what a checkpoint holds, and what leaves traces."""
 
-    def __init__(self, settings: Settings, device: torch.device, fingerprint: str) -> None:
-        self.settings, self.config = settings, flow_config(settings)
+    def __init__(
+        self, settings: Settings, folder: Path, ranks: Ranks, images: int, fingerprint: str
+    ) -> None:
+        self.settings, self.folder, self.ranks = settings, folder, ranks
+        self.config = flow_config(settings)
         torch.manual_seed(settings.seed)
-        flow = RGFlow(self.config).to(device)
+        flow = RGFlow(self.config).to(ranks.device).use_checkpointing(settings.checkpointing)
         self.model = PictureModel(flow, Prior(settings.prior, settings.convention))
         self.optimizers = _optimizers(settings, flow)
         self.facts = {
@@ -359,23 +357,28 @@ class _Run:
             "train_fingerprint": fingerprint,
             "threads": torch.get_num_threads(),
         }
+        self.batch_size = min(settings.batch_size, images)
+        self.epoch_steps = max(1, (settings.images_per_epoch or images) // self.batch_size)
+        self.steps = settings.epochs * self.epoch_steps
         self.step, self.seconds = 0, 0.0
         self.history: list[dict] = []  # validations
         self.running: list[float] = []  # training bpd since the last log line
         self.starts: list[dict] = []  # with which code, from which step
+        self.saved = self.validated = self.began = time.perf_counter()
 
-    def save(self, path: Path) -> None:
+    def save(self, name: str) -> None:
+        """Write a checkpoint; the first rank's alone."""
+        if self.ranks.rank:
+            return
+        now = time.perf_counter()
+        self.seconds, self.saved = self.seconds + now - self.saved, now
         state = {
             "epoch": len(self.history),
             "model": self.model.flow.state_dict(),
             "optim": [optimizer.state_dict() for optimizer in self.optimizers],
-            "step": self.step,
-            "seconds": self.seconds,
-            "history": self.history,
-            "running": self.running,
-            "starts": self.starts,
+            **{k: getattr(self, k) for k in ("step", "seconds", "history", "running", "starts")},
         }
-        checkpoints.write_pickle(path, state | self.facts)
+        checkpoints.write_pickle(self.folder / "ckpt" / name, state | self.facts)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; :class:`UserError` if it is damaged or of another run."""
@@ -386,7 +389,8 @@ class _Run:
             self.model.flow.load_state_dict(state["model"])
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.step = int(state["step"])
+            self.seconds = float(state["seconds"])
             self.running = [float(bpd) for bpd in state["running"]]
             self.history = [dict(entry) for entry in state["history"]]
             self.starts = [dict(entry) for entry in state["starts"]]
@@ -396,10 +400,8 @@ class _Run:
     def _compare(self, state: dict, path: Path) -> None:
         # A knob that the checkpoint does not know was at its default.
         old, new = asdict(Settings()) | state["settings"], self.facts["settings"]
-        differ = [k for k in new if old[k] != new[k] and k not in _MAY_CHANGE]
-        if self.settings.schedule == "cosine" and old["epochs"] != new["epochs"]:
-            differ.append("epochs")
-        if differ:
+        fixed = new.keys() - (_MAY_CHANGE - {"epochs" if new["schedule"] == "cosine" else ""})
+        if differ := [k for k in new if k in fixed and old[k] != new[k]]:
             changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differ)
             raise UserError(f"{path}: made with other settings ({changes}); use another run folder")
         if state["config"] != self.facts["config"]:
@@ -411,6 +413,111 @@ class _Run:
                 f"Begun on {state['threads']} threads, now on {self.facts['threads']}: results "
                 "will differ at rounding level"
             )
+
+    def best(self) -> int:
+        """Number of the epoch with the lowest validation bpd, from 1."""
+        return min(range(len(self.history)), key=lambda e: self.history[e]["bpd"]) + 1
+
+    def prune(self) -> None:
+        """Keep the last epochs' checkpoints and the best by validation."""
+        for path in _epoch_files(self.folder)[: -self.settings.keep]:
+            if path.name != f"rgflow_ep{self.best():03d}.pth":
+                path.unlink()
+
+    def record(self, **values: float) -> None:
+        """Add a line to the metrics."""
+        if not self.ranks.rank:
+            line = {"step": self.step, "images": self.step * self.batch_size} | values
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+
+    def truncate_metrics(self) -> None:
+        """Drop lines written after the checkpoint that the run resumes from."""
+        path = self.folder / "metrics.jsonl"
+        if self.ranks.rank or not path.exists():
+            return
+        with refusing_damage(path, "the metrics of a run; remove it to go on without"):
+            # A line without an end was being written when the run was killed.
+            lines = [s for s in path.read_text().splitlines(keepends=True) if s.endswith("\n")]
+            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(kept))
+
+    def say(self, loss: float, norm: float) -> None:
+        """Log and record the mean training bpd since the last time, and how fast it goes."""
+        bpd, settings = sum(self.running) / len(self.running), self.settings
+        self.running = []
+        epoch, batch = divmod(self.step - 1, self.epoch_steps)
+        rate = (
+            (self.step - self.starts[-1]["step"])
+            * self.batch_size
+            / (time.perf_counter() - self.began)
+        )
+        log.info(
+            f"{settings.dataset} {settings.prior} epoch {epoch + 1}/{settings.epochs} batch "
+            f"{batch + 1}/{self.epoch_steps} "
+            f"loss {loss:.4f} bpd {bpd:.4f}, {rate:.0f} images/s, "
+            f"{(self.steps - self.step) * self.batch_size / rate / 60:.1f} min left"
+        )
+        self.record(train_bpd=bpd, gradient_norm=norm)
+
+    def validate(self, val: Tensor) -> None:
+        """The end of an epoch: validation, samples, a checkpoint."""
+        which = self.ranks.mine(torch.arange(len(val)))
+        values = evaluate.evaluate(self.model, val[which], progress=False, index=which)
+        valid = evaluate.mean_and_error(self.ranks.gathered(values, len(val)))
+        if not math.isfinite(valid["bpd"]):
+            raise diverged(self.model.flow, self.step, valid["bpd"])
+        epoch, now = self.step // self.epoch_steps, time.perf_counter()
+        took, self.validated = now - self.validated, now
+        log.info(f"Epoch {epoch} took {took:.1f} s, {self.folder}")
+        log.info(f"Validation BPD: {valid['bpd']:.4f}")
+        self.record(val_bpd=valid["bpd"], val_stderr=valid["stderr"], seconds=took)
+        self.history.append(valid | {"step": self.step, "images": self.step * self.batch_size})
+        if not self.ranks.rank:
+            grid = self.model.sample(self.settings.img_samples, seed=self.settings.seed)
+            sample.write_grid(grid, self.folder / "samples" / f"epoch{epoch:03d}.png")
+            self.save(f"rgflow_ep{epoch:03d}.pth")
+            (self.folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
+            self.prune()
+
+    def finish(self) -> None:
+        """Write the record, then the best epoch's weights: they mark a run as finished."""
+        path = self.folder / "ckpt" / f"rgflow_ep{self.best():03d}.pth"
+        flow, final = self.model.flow, self.folder / "model.safetensors"
+        flow.load_state_dict(checkpoints.read_pickle(path)["model"])
+        facts = {
+            **{k: v for k, v in self.facts.items() if k != "prior"},
+            "parameters": sum(p.numel() for p in flow.parameters()),
+            "images_seen": self.history[-1]["images"],
+            "seconds": self.seconds,
+            "best_epoch": self.best(),
+            "validation": self.history,
+            "starts": self.starts,
+            **provenance(seed=self.settings.seed),
+        }
+        write_json(self.folder / "record.json", facts)
+        checkpoints.save(flow, self.model.prior, final, facts)
+        log.info(f"Done: {final}, best epoch {self.best()}, records beside it")
+
+
+class Diverged(UserError):
+    """A training that cannot go on."""
+
+
+def diverged(flow: RGFlow, step: int, loss: float) -> Diverged:
+    """The error for a loss or gradient that is not finite, or pictures that are all outliers."""
+    bad = [
+        n for n, p in flow.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+    ]
+    where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
+    return Diverged(
+        f"loss {loss} at step {step}, diverged: {where}; checkpoints written before are "
+        "good; start a new run with a lower --lr, or with --warmup"
+    )
+
+
+# The run
 
 
 def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path:
@@ -426,274 +533,146 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         The path of ``model.safetensors``.
 
     Raises:
-        UserError: for data or checkpoints that cannot be used.
-        FloatingPointError: if it diverges; the last good checkpoint is kept.
+        UserError: for data or checkpoints that cannot be used, and if it diverges; the last good
+            checkpoint is kept.
     """
     folder = Path(folder)
     check_writable(folder)
-    ranks = _Ranks(settings.device)
+    ranks = Ranks(settings.device)
     if settings.batch_size % ranks.world:
         raise UserError(
             f"batch_size must be a multiple of the {ranks.world} processes, not "
             f"{settings.batch_size}"
         )
-    speed.check_precision(settings.precision, ranks.device)
     # Before anything is written: what is missing or damaged should leave nothing behind.
-    with ranks.first_alone():
-        data, val = (
-            datasets.load_split(
-                settings.dataset, split, settings.data_root, limit, settings.workers, progress
-            )
-            for split, limit in (("train", settings.train_images), ("val", settings.val_images))
-        )
-    with _deferred_signals() as signals, contextlib.ExitStack() as stack:
+    if settings.precision == "tf32" and ranks.device.type != "cuda":
+        raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
+    limits = {"train": settings.train_images, "val": settings.val_images}
+    where, workers = settings.data_root, max(1, settings.workers)
+    data, val = (  # of several processes one makes them, the others wait
+        datasets.load_split(settings.dataset, split, where, limit, workers, progress)
+        for split, limit in limits.items()
+    )
+    final = folder / "model.safetensors"
+    with deferred_signals() as signals, ExitStack() as stack:
         if not ranks.rank:
             stack.enter_context(locked(folder))
-        run = _Run(settings, ranks.device, data.fingerprint)
+        run = Run(settings, folder, ranks, len(data.images), data.fingerprint)
         if latest := latest_checkpoint(folder):
             run.restore(latest)
         run.starts.append({"step": run.step, "commit": provenance()["commit"]})
-        final = folder / "model.safetensors"
         if final.exists() and len(run.history) >= settings.epochs:
             return final
         stack.callback(ranks.close)
         if not ranks.rank:
-            stack.enter_context(_logging_to(folder))
-        _loop(run, ranks, folder, data.images.to(ranks.device), val.images, signals, progress)
+            stack.enter_context(logging_to(folder))
+        begin(run, len(data.images), len(val.images))
+        loop(run, data.images.to(ranks.device), val.images, signals, progress)
         if not ranks.rank:
-            _finish(run, folder)
+            run.finish()
         ranks.wait()
     return final
 
 
-def _loop(
-    run: _Run,
-    ranks: _Ranks,
-    folder: Path,
-    images: Tensor,
-    val: Tensor,
-    signals: list[int],
-    progress: bool,
-) -> None:
-    settings, model, flow = run.settings, run.model, run.model.flow
-    parallel = DistributedDataParallel(model) if ranks.world > 1 else model
-    outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
-    flips = settings.flip or datasets.SOURCES[settings.dataset].flip
-    batch_size = min(settings.batch_size, len(images))
-    if batch_size < settings.batch_size:
-        log.info(f"Batch size {batch_size}: there are only so many training images")
-    epoch_steps = max(1, (settings.images_per_epoch or len(images)) // batch_size)
-    steps = settings.epochs * epoch_steps
-    order = Order(len(images), settings.seed)
-    recompute = settings.checkpointing
-    if recompute is None:
-        recompute = speed.needs_checkpointing(flow, batch_size // ranks.world)
-    flow.use_checkpointing(recompute)
+def begin(run: Run, images: int, val: int) -> None:
+    """Say what is trained; drop what a killed run wrote after its last checkpoint."""
+    settings, ranks, flow = run.settings, run.ranks, run.model.flow
     if settings.compile:
-        speed.compile_couplings(flow)
-    parameters = [p for p in flow.parameters() if p.requires_grad]
+        compile_couplings(flow)
     log.info(
         f"{settings.model} model, {sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, "
-        f"{settings.prior} prior, {len(images)} training and {len(val)} validation images, "
-        f"on {images.device}" + (f" and {ranks.world} processes" if ranks.world > 1 else "")
+        f"{settings.prior} prior, {images} training and {val} validation images, "
+        f"batches of {run.batch_size} on {ranks.device}"
+        + (f" and {ranks.world} processes" if ranks.world > 1 else "")
     )
     if run.step:
-        log.info(f"Resuming at step {run.step} of {steps}")
-    metrics = folder / "metrics.jsonl"
-    if not ranks.rank:
-        _truncate(metrics, run.step)
+        log.info(f"Resuming at step {run.step} of {run.steps}")
+    run.truncate_metrics()
 
-    def record(**values: float) -> None:
-        if ranks.rank:
-            return
-        line = {"step": run.step, "images": run.step * batch_size} | values
-        with open(metrics, "a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
 
-    def save(name: str) -> None:
-        nonlocal saved
-        if ranks.rank:
-            return
-        run.seconds += time.perf_counter() - saved
-        saved = time.perf_counter()
-        run.save(folder / "ckpt" / name)
-
-    started = saved = epoch_started = time.perf_counter()
-    first_step = run.step
+def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bool) -> None:
+    """Train to the last step: what is done once in a while, then one step between two rules."""
+    settings, ranks, flow = run.settings, run.ranks, run.model.flow
+    parallel = DistributedDataParallel(run.model) if ranks.world > 1 else run.model
+    parameters = [p for p in flow.parameters() if p.requires_grad]
+    outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
+    stop, loss, norm = False, math.nan, torch.tensor(math.nan)
+    total, done = run.steps * run.batch_size, run.step * run.batch_size
     bar = tqdm(
-        total=steps * batch_size,
-        initial=run.step * batch_size,
-        desc="training",
-        unit="image",
-        unit_scale=True,
+        total=total, initial=done, desc="training", unit="image", unit_scale=True,
         disable=not progress or ranks.rank > 0,
-    )
+    )  # fmt: skip
     with bar:
-        while run.step < steps:
-            # One training step.
-            index, passes = order.batch(run.step, batch_size)
-            index, passes = (ranks.mine(i).to(images.device) for i in (index, passes))
-            batch = images[index]
-            if flips:
-                keys = stream(FLIP_STREAM, settings.seed, passes, index=index)
-                mirror = uniform(keys, 1)[:, 0] < 0.5
-                batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
-            noise = model.noise(index, settings.seed, passes)
-            x = dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
-            with speed.precision(settings.precision, images.device):
-                log_prob = sum(parallel(*to_logit(x))) / run.config.dim
+        while True:
+            # One process need not wait for the others to hear of a signal.
+            stop = stop or (ranks.world == 1 and bool(signals))
+            if run.running and run.step % run.epoch_steps % 50 == 0:
+                run.say(loss, norm.item())
+            if run.step == (len(run.history) + 1) * run.epoch_steps:
+                run.validate(val)
+            elif stop or (
+                run.step and time.perf_counter() - run.saved > 60 * settings.save_minutes
+            ):
+                run.save("rgflow_last.pth")
+            if run.step >= run.steps:
+                return
+            if stop:
+                log.info(f"Stopped at step {run.step}; --resume {run.folder} goes on")
+                raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
+
+            # ------------------------------------------------------------------------------------
+            with precision(settings.precision, ranks.device):
+                log_prob = sum(parallel(*to_logit(inputs(run, images)))) / run.config.dim
                 bpd = bits_per_dim(log_prob.detach())
                 outlier = bpd > outlier_bpd
                 loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
                 flow.zero_grad(set_to_none=True)
                 loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            stop = torch.full_like(loss, bool(signals))
-            step_values = torch.stack((loss, bpd.mean(), outlier.double().mean(), stop))
-            loss, bpd, outliers, stop = ranks.mean(step_values.detach()).tolist()
+            asked = torch.full_like(loss, bool(signals))
+            values = (loss, bpd.mean(), outlier.double().mean(), asked)
+            loss, bpd, outliers, stop = ranks.mean(torch.stack(values).detach()).tolist()
             if not (math.isfinite(loss) and math.isfinite(norm.item()) and outliers < 1):
-                _stop(flow, run.step, loss)
+                raise diverged(flow, run.step, loss)
             if outliers:
-                log.info(f"Step {run.step}: {outliers * batch_size:.0f} outliers not learned from")
+                log.info(
+                    f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from"
+                )
             torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
             for optimizer in run.optimizers:
                 for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * rate_factor(settings, run.step, steps)
+                    group["lr"] = group["peak_lr"] * rate_factor(settings, run.step, run.steps)
                 optimizer.step()
             run.step += 1
+            # ------------------------------------------------------------------------------------
 
-            # One process need not wait for the others to hear of a signal.
-            stop = stop or (ranks.world == 1 and signals)
-
-            # What it says.
             run.running.append(bpd)
-            bar.update(batch_size)
-            in_epoch = (run.step - 1) % epoch_steps + 1
-            epoch = (run.step - 1) // epoch_steps + 1
-            if in_epoch % 50 == 0 or in_epoch == epoch_steps:
-                bpd = sum(run.running) / len(run.running)
-                rate = (run.step - first_step) * batch_size / (time.perf_counter() - started)
-                left = (steps - run.step) * batch_size / rate / 60
-                log.info(
-                    f"{settings.dataset} {settings.prior} epoch {epoch}/{settings.epochs} batch "
-                    f"{in_epoch}/{epoch_steps} loss {loss:.4f} bpd {bpd:.4f}, "
-                    f"{rate:.0f} images/s, {left:.1f} min left"
-                )
-                record(train_bpd=bpd, gradient_norm=norm.item())
-                run.running = []
-            if in_epoch == epoch_steps:
-                which = ranks.mine(torch.arange(len(val)))
-                values = evaluate.evaluate(model, val[which], progress=False, index=which)
-                valid = evaluate.mean_and_error(ranks.gathered(values, len(val)))
-                if not math.isfinite(valid["bpd"]):
-                    _stop(flow, run.step, valid["bpd"])
-                took = time.perf_counter() - epoch_started
-                log.info(f"Epoch {epoch} took {took:.1f} s, {folder}")
-                log.info(f"Validation BPD: {valid['bpd']:.4f}")
-                record(val_bpd=valid["bpd"], val_stderr=valid["stderr"], seconds=took)
-                run.history.append(valid | {"step": run.step, "images": run.step * batch_size})
-                if not ranks.rank:
-                    grid = model.sample(settings.img_samples, seed=settings.seed)
-                    sample.write_grid(grid, folder / "samples" / f"epoch{epoch:03d}.png")
-                    save(f"rgflow_ep{epoch:03d}.pth")
-                    (folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
-                    _prune(folder, settings.keep, _best(run.history))
-                epoch_started = time.perf_counter()
-            elif stop or time.perf_counter() - saved > 60 * settings.save_minutes:
-                save("rgflow_last.pth")
-            if stop and run.step < steps:
-                log.info(f"Stopped at step {run.step}; --resume {folder} goes on")
-                raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
+            bar.update(run.batch_size)
 
 
-def _finish(run: _Run, folder: Path) -> None:
-    """Write the record, then the best epoch's weights: they mark a run as finished."""
-    best = _best(run.history)
-    state = checkpoints.read_pickle(folder / "ckpt" / f"rgflow_ep{best:03d}.pth")["model"]
-    run.model.flow.load_state_dict(state)
-    facts = {
-        **{k: v for k, v in run.facts.items() if k != "prior"},
-        "parameters": sum(p.numel() for p in run.model.flow.parameters()),
-        "images_seen": run.history[-1]["images"],
-        "seconds": run.seconds,
-        "best_epoch": best,
-        "validation": run.history,
-        "starts": run.starts,
-        **provenance(seed=run.settings.seed),
-    }
-    write_json(folder / "record.json", facts)
-    checkpoints.save(run.model.flow, run.model.prior, folder / "model.safetensors", facts)
-    log.info(f"Done: {folder / 'model.safetensors'}, best epoch {best}, records beside it")
+# The command line
 
 
-def _truncate(metrics: Path, step: int) -> None:
-    """Drop lines written after the checkpoint that a run resumes from."""
-    if metrics.exists():
-        # A line without an end was being written when the run was killed.
-        with refusing_damage(metrics, "the metrics of a run; remove it to go on without"):
-            lines = metrics.read_text().splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith("\n")]
-            kept = [line for line in whole if json.loads(line)["step"] <= step]
-        with replacing(metrics) as temporary:
-            temporary.write_text("".join(kept))
+@dataclass(frozen=True, config=cli.STRICT)
+class Command(Settings):
+    """Knobs of a run, and which run."""
 
-
-def _stop(flow: RGFlow, step: int, loss: float) -> None:
-    """Raise for a loss or gradient that is not finite, or pictures that are all outliers."""
-    bad = [
-        n for n, p in flow.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-    ]
-    where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
-    raise FloatingPointError(
-        f"loss {loss} at step {step}, diverged: {where}; checkpoints written before are "
-        "good; start a new run with a lower --lr, or with --warmup"
-    )
-
-
-def parser(defaults: bool = True) -> argparse.ArgumentParser:
-    """The command line; flags of IGF23's ``train.py`` keep their names and defaults.
-
-    Without ``defaults`` the parser gives only what was typed.
-    """
-    out = cli.Parser(
-        "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
-        "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
-        "and want a GPU; on a CPU try: "
-        + " ".join(f"--{knob.replace('_', '-')} {value}" for knob, value in LEAN_RECIPE.items())
-    )
-    for knob in fields(Settings):
-        kind = {"action": "store_true"}
-        if knob.type == bool | None:
-            kind = {"action": argparse.BooleanOptionalAction}
-        elif knob.type is not bool:
-            kind = {"type": {int | None: int, float | None: float}.get(knob.type, knob.type)}
-            kind["choices"] = knob.metadata.get("choices")
-            kind["metavar"] = "NAME" if kind["choices"] else knob.name.split("_")[-1].upper()
-        text = knob.metadata["help"]
-        if kind.get("choices"):
-            text += f" ({', '.join(kind['choices'])})"
-        out.add_argument(
-            "--" + knob.name.replace("_", "-"),
-            default=knob.default if defaults else argparse.SUPPRESS,
-            help=text,
-            **kind,
-        )
-    out.add_argument(
-        "--out", type=cli.file_name, default="runs", help="folder in which the run's folder is made"
-    )
-    out.add_argument("--test-mode", action="store_true", help="128 training, 64 validation images")
-    out.add_argument(
-        "--resume", type=cli.file_name, metavar="RUN", help="go on with the run in this folder"
-    )
-    return out
+    out: Name = knob("runs", "folder in which the run's folder is made")
+    test_mode: bool = knob(False, "128 training, 64 validation images")
+    resume: Name | None = knob(None, "go on with the run in this folder")
 
 
 def main() -> None:
-    parser().parse_args()  # for --help
-    given = vars(parser(defaults=False).parse_args())
-    out, resume, test_mode = (given.pop(name) for name in ("out", "resume", "test_mode"))
+    given = {"out": "runs", "test_mode": False, "resume": None} | cli.typed(
+        Command,
+        "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
+        "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
+        "and want a GPU; on a CPU try: "
+        + " ".join(f"--{knob.replace('_', '-')} {value}" for knob, value in LEAN_RECIPE.items()),
+    )
+    out, test_mode, resume = (given.pop(name) for name in ("out", "test_mode", "resume"))
     if test_mode:
-        given = TEST_MODE | given
+        given = {"train_images": 128, "val_images": 64} | given
     if resume:
         folder = Path(resume)
         path = latest_checkpoint(folder)

@@ -1,20 +1,38 @@
 """What several test files share: golden vectors, small random flows, plain helpers."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import stats
 
 from rgflow_core import Prior, RGFlow, RGFlowConfig
 
 TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
+NETWORKS = {
+    "published": {"subnet": "published"},
+    "lean affine": {"subnet": "lean"},
+    "lean nlsq": {"subnet": "lean", "coupling": "nlsq"},
+}
 GOLDEN = Path(__file__).parent / "golden"
 PRIORS = {
     "authors_L16_laplace.state": Prior("laplace"),
     "authors_L32_gaussian.state": Prior("gaussian"),
     "igf23_L16_laplace.pth": Prior("laplace", "unit_scale"),
 }
+SCIPY = {
+    Prior("laplace"): stats.laplace(scale=math.sqrt(0.5)),
+    Prior("laplace", "unit_scale"): stats.laplace(),
+    Prior("gaussian"): stats.norm(),
+    Prior("gaussian", "unit_scale"): stats.norm(),
+}
 LAYOUTS = {name: name.split("_")[0] for name in PRIORS}
+
+
+def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """As near as ``tolerance``, relative or absolute."""
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
 def golden(name: str) -> dict[str, torch.Tensor]:

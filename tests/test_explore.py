@@ -10,7 +10,8 @@ from PIL import Image
 from support import TINY, randomise
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, checkpoints
-from study import analysis, explore
+from rgflow_core.flow import lattice_levels
+from study import explore, fields
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def shown(explorer):
         (lambda e: e.coarse, 2, {"mixture"}),
         (lambda e: e.split, 0, {"mixture"}),
         (lambda e: e.level, 1, {"field"}),
-        (lambda e: e.latent, 7, {"field"}),
+        (lambda e: e.colour, 2, {"field"}),
+        (lambda e: e.column, 31, {"field"}),
         (lambda e: e.model, "msds2_laplace", {"samples", "mixture", "field"}),
     ],
 )
@@ -50,43 +52,24 @@ def test_a_control_changes_its_pictures_and_no_others(explorer, control, value, 
     assert {name for name in before if before[name] != after[name]} == changed
 
 
-def test_latents_counted_are_those_of_the_level(explorer):
-    counts = []
-    for h in range(4):
-        explorer.level.value = h
-        counts.append(explorer.latent.max + 1)
-        explorer.latent.value = explorer.latent.max
-    assert counts == [2304, 576, 144, 48]
-
-
-def test_mixture_of_one_level_and_all_is_the_source(explorer):
-    explorer.split.value = 0
-    pixels = explorer.mixture()[::4, ::4].astype(int)
-    coarse, mixed = pixels[:32, 33:65], pixels[:32, 66:98]
-    assert np.abs(coarse - mixed).max() <= 1
-
-
-def test_the_latents_pixel_is_ringed(explorer):
-    explorer.latent.value = 47  # channel 2, row 24, column 24
-    drawn = explorer.field()
-    assert drawn[24 * 8, 24 * 8].tolist() == [0, 255, 255]
-
-
 @pytest.mark.parametrize("level", range(4))
-def test_a_click_chooses_the_latent_nearest_to_it(explorer, level):
-    explorer.level.value = level
-    explorer.latent.value = explorer.latent.max
-    explorer.places[6 * 8 + 2].click()  # about row 26, column 10
-    colour, *found = explorer._position
+def test_the_latent_nearest_to_the_place_is_shown_and_ringed(explorer, level):
+    explorer.level.value, explorer.colour.value = level, 2
+    explorer.row.value, explorer.column.value = 26, 10
+    colour, *place = explorer.position
     assert colour == 2
-    here = explorer._lattice == level
+    here = lattice_levels(32, 4) == level
+    assert here[tuple(place)]
     distances = [(i - 26) ** 2 + (j - 10) ** 2 for i, j in here.nonzero().tolist()]
-    assert (found[0] - 26) ** 2 + (found[1] - 10) ** 2 == min(distances)
+    assert (place[0] - 26) ** 2 + (place[1] - 10) ** 2 == min(distances)
+    assert explorer.field()[place[0] * 8, place[1] * 8].tolist() == [0, 255, 255]
 
 
 def test_differences_are_close_to_the_derivative(explorer):
     model = explorer._models["msds1_laplace"]
-    exact = analysis.effect(model.flow, model.latents(explore._SAMPLES), (0, 0, 0)).mean(0)
+    z, place = model.latents(explore._SAMPLES).double(), torch.tensor([explorer.position])
+    exact = fields.derivatives(model.flow.double(), z, place)[0].abs().sum(1).mean(0).float()
+    model.flow.float()
     assert torch.allclose(explorer.effect(), exact, rtol=0.02, atol=0.01 * float(exact.max()))
 
 
@@ -108,7 +91,3 @@ def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
     explorer = explore.explore(tmp_path)
     assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
     assert explorer.fine.max == 4
-
-
-def test_seconds_names_every_picture(explorer):
-    assert set(explorer.seconds(1)) == set(explorer.panels)

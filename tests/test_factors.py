@@ -1,10 +1,13 @@
+"""The network that reads factors: what it is asked, what it learns, and its file."""
+
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 
 from rgflow_core import checkpoints, msds
 from rgflow_core.errors import UserError
-from study import factors, frechet
+from study import factors
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +40,25 @@ def test_targets_are_where_the_ellipse_is():
     assert red == labels[0, 2, 1, 3]
 
 
-def test_it_learns(net, pictures):
-    found = factors.accuracy(net, *pictures)
-    assert found.keys() == set(factors.FACTORS)
-    assert all(value["r2"] > 0.5 for value in found.values())
-    assert found["angle"]["median_error"] < 15  # 45 for a guess
-
-
-def test_a_wrong_label_shows(net, pictures):
+def test_it_learns_what_the_labels_say(net, pictures):
     images, labels = pictures
-    wrong = factors.accuracy(net, images, labels[::-1].copy())
-    assert max(value["r2"] for value in wrong.values()) < 0.2
+    accuracy = factors.r_squared(net, images, labels)
+    assert accuracy.keys() == set(factors.FACTORS)
+    assert min(accuracy.values()) > 0.5
+    wrong = factors.r_squared(net, images, labels[::-1].copy())
+    assert max(wrong.values()) < 0.2
 
 
-def test_angles_wrap():
-    assert factors.error(torch.tensor(179.0), torch.tensor(1.0), "angle") == 2
-    assert factors.error(torch.tensor(179.0), torch.tensor(1.0), "x") == 178
-
-
-def test_distance_is_scipys(net, pictures):
-    from scipy.linalg import sqrtm
-
-    real, fake = pictures[0][:300], pictures[0][300:].flip(1)
-    a, b = net.features(real).double().numpy(), net.features(fake).double().numpy()
-    cov = [np.cov(f, rowvar=False) for f in (a, b)]
-    wanted = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(
-        cov[0] + cov[1] - 2 * sqrtm(cov[0] @ cov[1]).real
-    )
-    assert frechet.distance(net, real, fake) == pytest.approx(wanted, rel=1e-3)
-    assert frechet.distance(net, real, real) < 1e-4 < frechet.distance(net, real, fake)
-
-
-def test_fid_without_weights_says_so(tmp_path, pictures):
-    with pytest.raises(UserError, match="is missing, so there is no FID; download it"):
-        frechet.fid(pictures[0], pictures[0], tmp_path)
+def test_frechet_distance_is_that_of_the_roots_of_scipy(net, pictures):
+    a, b = net.features(pictures[0][:300]), net.features(pictures[0][300:].flip(1))
+    x, y = a.double().numpy(), b.double().numpy()
+    cov = [np.cov(f, rowvar=False) for f in (x, y)]
+    root = sqrtm(cov[0] @ cov[1]).real
+    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov[0] + cov[1] - 2 * root)
+    assert factors.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-4)
+    assert abs(factors.frechet_distance(a, a)) < 1e-6
+    with pytest.raises(ValueError, match="two pictures or more"):
+        factors.frechet_distance(a, b[:1])
 
 
 def test_files(net, tmp_path):
@@ -78,7 +66,6 @@ def test_files(net, tmp_path):
     with pytest.raises(UserError, match=r"is missing; python -m study\.factors"):
         factors.load(path)
     checkpoints.write_tensors(path, {"seed": "0"}, net.state_dict())
-    assert factors.card(path) == {"seed": "0"}
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(factors.load(path)(image), net(image))
     path.write_bytes(path.read_bytes()[:-100])

@@ -1,170 +1,104 @@
-"""Figures: their size, what is cut off, their files; and the tables beside them."""
+"""Figures: size and letters, what is cut off, and that the data beside them are what is drawn."""
 
-import csv
+from itertools import product
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from study import figures, tables
+from study import figures, results
 
 RNG = np.random.default_rng(0)
-NAMES = [f"{s}_{p}" for s in ("msds1", "msds2") for p in ("gaussian", "laplace")]
-ESTIMATE = {"value": 0.5, "stderr": 0.01}
-PUBLISHED = {"system": "IGF23", "bpd": {s: {"laplace": 1.9, "gaussian": 1.8} for s in ("msds1", "msds2")}}  # fmt: skip
-CURVE = {"images": [1000, 2000, 300_000], "bpd": [3.0, 2.0, 1.2], "stderr": [0.01] * 3}
-POINTS = [{"temperature": t, "value": 2.0 - t, "spread": 0.01} for t in (0.5, 1.0)]
-AREA = {"area": 30.0, "stderr": 1.0, "cone": 64.0, "difference": 20.0}
-AREA |= {"radius": 3.0, "radius_stderr": 0.1, "cone_radius": 4.0}
-FACTORS = {f"{kind} of it": ESTIMATE for kind in ("global colour", "position", "angle", "colour")}
-MEASURES = {m: ESTIMATE for m in ("hoyer", "near_zero", "kolmogorov", "rotation")}
-RESTORED = [
-    {"edge": edge, "way": way, "error": ESTIMATE, "as_probable": 0.5}
-    for edge in (2, 4, 8)
-    for way in figures.RESTORATIONS
-]
-BARS = [
-    {"label": f"{n}: lean nlsq, 1.8 M, ours", "prior": p, "source": source, "bpd": 1.3, "stderr": e}
-    for n, p, source, e in (
-        ("MSDS1, Laplace", "laplace", "ours", 0.001),
-        ("MSDS1, Laplace", "laplace", "published", None),
-        ("MSDS1", None, "limit", None),
-    )
-]
-ABLATION_CURVE = {"images": [10, 20], "bpd": [4.0, 3.0]}
-ABLATIONS = {
-    "unchanged": {"less_unchanged": [0.0, 0.0], "diverged": 0, "curve": ABLATION_CURVE},
-    "without_rescaling": {"less_unchanged": [0.3, 4.0], "diverged": 0, "curve": ABLATION_CURVE},
-    "flips": {"less_unchanged": [-0.01], "diverged": 1, "curve": ABLATION_CURVE},
-}
-COMPARED = {"msds1, laplace, scale 1 less msds1, laplace": {"mean": 0.1, "low": -0.1, "high": 0.3}}
+PLACES = ["background", "ellipse"]
+LESS = ["laplace less gaussian", "laplace scale 1 less gaussian", "laplace scale 1 less laplace"]
+CHANGES = ["without_rescaling", "batch_512_equal_pictures"]
+SHOWN = {"one": (["msds1"], ["laplace"]), "four": (["msds1", "msds2"], ["gaussian", "laplace"])}
+OF_TABLE = ["lattice", "curves", "priors", "bits", "growth", "probes", "changes"]
+OF_PICTURES = ["data", "fields", "samples", "mixing"]
 
 
-def pictures(*shape):
-    return RNG.random((*shape, 3))
+def measured(sets, priors):
+    """A small table of all that figures show, of numbers that are all different."""
+    models, four, any_one = [f"{s}_{p}" for s in sets for p in priors], range(4), [("", None)]
+    levels = [("", h) for h in four]
+    parts = [(f"local {f}", h) for f in ("position", "angle", "colour") for h in four]
+    parts += [("global colour", h) for h in four]
+    # Quantity -> models; factors and levels; conditions.
+    spec = {
+        "entropy": (sets, [("bpd", None)], [""]), "ceiling_area": (sets, any_one, [""]),
+        "frechet_real": (sets, any_one, [""]),
+        "prior_gap": (sets, [*((p, None) for p in ["all", *PLACES]), *levels], [""]),
+        "prior_difference": (sets, [(f, None) for f in LESS], [""]),
+        "published_difference": ([*sets, "celeba"], any_one, [""]),
+        "published_bpd": (sets, [(p, None) for p in priors], [""]),
+        "seed_bpd": (sets, [(p, None) for p in ["gaussian", "laplace", "laplace scale 1"]], [1, 2, 3]),
+        "validation": (models, any_one, [20_000, 300_000]), "frechet": (models, any_one, [0.5, 1]),
+        "bits_by_place": (models, [(p, None) for p in PLACES], [""]),
+        "growth": (models, [("area", None), ("radius", None)], [""]),
+        "separation": (models, [("trained", None), ("untrained", None)], [""]),
+        **dict.fromkeys(("bits_by_level", "area", "radius", "procedure_area"), (models, levels, [""])),
+        **dict.fromkeys(("probe", "intervention", "mixing"), (models, parts, [""])),
+        "touched": ([""], [("pixel", None)], [8, 16, 32]),
+        "change_mean": ([""], [(c, None) for c in CHANGES], [""]),
+        "change": ([""], [(c, None) for c in CHANGES], [1, 2]),
+    }  # fmt: skip
+    rows = []
+    for quantity, where in spec.items():
+        for model, (factor, level), at in product(*where):
+            value = RNG.uniform(0.2, 0.9)
+            ends = {"low": value - 0.1, "high": value + 0.1, "n": 5}
+            rows.append(results.row(quantity, value, model, level, factor, at, **ends))
+    return pd.DataFrame(rows).assign(notebook="03_bpd_evaluation")
 
 
-def densities(names):
-    edges = {"edges": np.linspace(-8, 8, 17)}
-    keys = [f"{n}/{k}" for n in names for k in ("h0", "h1", "h2", "h3", "prior")]
-    return edges | {key: np.full(16, 0.1) for key in keys}
+def pictures(sets, priors):
+    def drawn(*shape):
+        return RNG.integers(256, size=(*shape, 8, 8, 3), dtype=np.uint8)
+
+    arrays = {f"{kind}/{s}": drawn(16) for s in sets for kind in ("pictures", "real")}
+    for model in (f"{s}_{p}" for s in sets for p in priors):
+        arrays |= {f"samples/{model}/{t}": drawn(9) for t in (1.0, 0.7)}
+        arrays |= {f"mixed/{model}": drawn(4, 5), f"fields/{model}": RNG.random((3, 4, 8, 8))}
+        arrays[f"cones/{model}"] = RNG.random((3, 4, 8, 8)) < 0.5
+    return arrays
 
 
-def fields():
-    single = {f"h{h}": RNG.random((5, 8, 8)) for h in range(4)}
-    for key in ("h{}/centred", "h{}/cone", "inference/h{}"):
-        single |= {key.format(h): RNG.random((8, 8)) for h in range(4)}
-    return single
-
-
-DRAWN = {
-    "picture_sheets": lambda n: figures.picture_sheets(
-        {f"{k}, T = [0.2, 0.8, 0.8, 0.8]": pictures(8, 4, 4) for k in n}, columns=8, across=2
-    ),
-    "label_histograms": lambda n: figures.label_histograms({"msds1": RNG.random((9, 4, 4, 6))}),
-    "training_curves": lambda n: figures.training_curves(
-        {k: CURVE for k in [*n, *(f"{k}_shipped" for k in n)]}, PUBLISHED
-    ),
-    "bpd_bars": lambda n: figures.bpd_bars(BARS * len(n)),
-    "level_bits": lambda n: figures.level_bits(
-        {k: {"levels": [-3.0, -0.4, 0.02, 0.01], "stderr": [0.01] * 4} for k in n}
-    ),
-    "frechet_curves": lambda n: figures.frechet_curves(
-        {k: POINTS for k in n}, {k.split("_")[0]: 0.03 for k in n}
-    ),
-    "seed_points": lambda n: figures.seed_points(
-        {k.replace("_", ", "): [1.9, 2.0, 2.1] for k in n}, COMPARED
-    ),
-    "ablation_points": lambda n: figures.ablation_points(ABLATIONS),
-    "latent_histograms": lambda n: figures.latent_histograms(densities(n), 4),
-    "kurtosis_bars": lambda n: figures.kurtosis_bars({k: [ESTIMATE] * 4 for k in n}),
-    "sparsity_panels": lambda n: figures.sparsity_panels(
-        {k: [MEASURES] * 4 for k in n}, {"hoyer": {"laplace": 0.3, "gaussian": 0.2}}
-    ),
-    "correlation_maps": lambda n: figures.correlation_maps(
-        {k: np.eye(48) for k in n}, {k: np.full((4, 4), 0.018) for k in n}
-    ),
-    "cones": lambda n: figures.cones(
-        {k: [AREA] * 4 for k in n}, {"sizes": [8, 16, 512], "pixel": [64.0, 112.0, 905.0]}
-    ),
-    "factor_maps": lambda n: figures.factor_maps({k: [FACTORS] * 4 for k in n}, "R²", 1.0),
-    "temperature_split": lambda n: figures.temperature_split(
-        {k: [p | ESTIMATE for p in POINTS] for k in n},
-        {k: ESTIMATE for k in n},
-        {k.split("_")[0]: ESTIMATE for k in n},
-    ),
-    "drawn_cones": lambda n: figures.drawn_cones(fields(), 4),
-    "field_radii": lambda n: figures.field_radii({k: [AREA] * 4 for k in n}),
-    "resemblance": lambda n: figures.resemblance({k: [FACTORS] * 5 for k in n}),
-    "mixing_grid": lambda n: figures.mixing_grid(
-        pictures(4, 4, 8, 8), pictures(4, 8, 8), pictures(4, 8, 8), "MSDS1, Laplace"
-    ),
-    "traversals": lambda n: figures.traversals(
-        pictures(3, 7, 8, 8), np.arange(-3, 4), ["colour 0, at (16, 24)"] * 3, "MSDS1, Laplace"
-    ),
-    "restoration": lambda n: figures.restoration({k: RESTORED for k in n[::2]}),
-    "receptive_field_maps": lambda n: figures.receptive_field_maps(fields(), 4),
-    "receptive_field_areas": lambda n: figures.receptive_field_areas({k: [AREA] * 4 for k in n}),
-    "generation": lambda n: figures.generation([pictures(4, e, e) for e in (4, 8, 16, 32)]),
-    "mixing": lambda n: figures.mixing(pictures(5, 3, 8, 8), pictures(3, 8, 8), pictures(3, 8, 8)),
-}
-
-
-@pytest.mark.parametrize("names", [NAMES[:1], NAMES], ids=["one", "four"])
-@pytest.mark.parametrize("drawn", DRAWN)
-def test_figure_fits_the_printed_page(drawn, names):
-    figure = DRAWN[drawn](names)
+@pytest.mark.parametrize("models", SHOWN)
+@pytest.mark.parametrize("name", [*OF_TABLE, *OF_PICTURES])
+def test_figure_fits_the_page_and_its_rows_are_what_is_drawn(name, models):
+    before = dict(matplotlib.rcParams)
+    given = [make(*SHOWN[models]) for make in (measured, pictures)][: 1 + (name in OF_PICTURES)]
+    figure, rows, arrays = getattr(figures, name)(*given)
     figure.draw_without_rendering()
-    assert figure.get_figwidth() in (figures.COLUMN, figures.PAGE)
-    assert figure.get_figheight() < 9.5, "taller than a page"
-    assert all(text.get_fontsize() >= 6 for text in figure.findobj(Text) if text.get_text())
-    page = figure.bbox.padded(1)
-    for part in [*figure.axes, *figure.legends]:
-        box = part.get_tightbbox()
-        assert page.x0 <= box.x0, part
-        assert box.x1 <= page.x1, part
-        assert page.y0 <= box.y0, part
-        assert box.y1 <= page.y1, part
-    plt.close(figure)
-
-
-def test_every_model_is_told_apart_without_colour():
-    lines = [figures._line(name) for name in NAMES]
-    assert len({(line["marker"], line["linestyle"]) for line in lines}) == len(NAMES)
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.01, "cut off"
+    assert width in (figures.SINGLE, figures.DOUBLE)
+    assert height < 9, "taller than a page"
+    assert min(t.get_fontsize() for t in figure.findobj(Text) if t.get_text()) >= 7
+    assert len(rows)
+    assert set(arrays) == set(rows.get("array", pd.Series(dtype=object)).dropna())
+    for bars in (c for axis in figure.axes for c in axis.containers if hasattr(c, "has_yerr")):
+        if bars[0] is not None:
+            drawn = bars[0].get_ydata() if bars.has_yerr else bars[0].get_xdata()
+            assert set(drawn) <= set(rows["value"])
+    assert dict(matplotlib.rcParams) == before, "the figure's style leaked"
 
 
 def test_saved_with_its_data_and_twice_the_same(tmp_path):
-    rows = tables.table({"a": [ESTIMATE], "b": [ESTIMATE]}, "model", "level")
+    table, arrays = measured(*SHOWN["one"]), pictures(*SHOWN["one"])
     for folder in ("one", "two"):
-        figure = figures.kurtosis_bars({name: [ESTIMATE] * 4 for name in NAMES})
-        figures.save(figure, tmp_path / folder, "f", rows)
-        plt.close(figure)
-    files = sorted(p.name for p in (tmp_path / "one").iterdir())
-    assert files == ["f.csv", "f.pdf", "f.png"]
-    for name in files:
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    with (tmp_path / "one" / "f.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == [
-            {"model": m, "level": "0", "value": "0.5", "stderr": "0.01"} for m in "ab"
-        ]
+        figures.save(tmp_path / folder, "f", *figures.mixing(table, arrays))
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / k).iterdir()} for k in ("one", "two"))
+    assert set(one) == {"f.csv", "f.npz", "f.pdf", "f.png"}
+    assert one == two
+    key = "mixed/msds1_laplace"
+    assert (np.load(tmp_path / "one" / "f.npz")[key] == arrays[key][:3]).all()
 
 
-def test_table_unfolds_nested_data():
-    curves = {"m": {"x": [1, 2], "y": np.array([3, 4])}}
-    assert tables.table(curves, "model") == [
-        {"model": "m", "x": 1, "y": 3},
-        {"model": "m", "x": 2, "y": 4},
-    ]
-    assert tables.table([[1.5]], "i", "j") == [{"i": 0, "j": 0, "value": 1.5}]
-    with pytest.raises(ValueError, match="shorter"):
-        tables.table({"x": [1, 2], "y": [3]})
-
-
-def test_csv_has_the_columns_of_all_rows(tmp_path):
-    tables.write_csv(tmp_path / "t.csv", [{"a": 1}, {"b": 2}])
-    assert (tmp_path / "t.csv").read_text() == "a,b\n1,\n,2\n"
-    arrays = {"steps/0": np.zeros((4, 2, 2, 3))}
-    assert tables.sources("06_x", arrays) == [
-        {"file": "results/06_x.npz", "array": "steps/0", "shape": "4 x 2 x 2 x 3"}
-    ]
+def test_schematic_counts_what_the_lattice_has():
+    figure, rows, _ = figures.lattice(image_size=32)
+    circles = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in circles] == [768, 192, 48, 16]
+    assert rows["latents"].tolist() == [768, 192, 48, 16]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from support import GOLDEN, PRIORS, golden, lattice_normal, small_flow
+from support import GOLDEN, NETWORKS, PRIORS, SCIPY, golden, lattice_normal, small_flow
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published
 from rgflow_core import model as module
@@ -15,11 +15,7 @@ from rgflow_core.flow import lattice_levels
 from rgflow_core.pixels import from_logit
 
 SMALL = {"image_size": 8, "channels": 3, "coupling_layers": 1, "hidden": 4, "res_blocks": 1}
-REFERENCE = {
-    Prior("laplace"): stats.laplace(scale=1 / math.sqrt(2)),
-    Prior("laplace", "unit_scale"): stats.laplace(),
-    Prior("gaussian"): stats.norm(),
-}
+each_prior = pytest.mark.parametrize("prior", SCIPY, ids=str)
 
 
 def pictures(batch=6, shape=(3, 8, 8)):
@@ -40,19 +36,19 @@ def test_golden_log_prob(name):
     model = PictureModel(load_published(GOLDEN / name), PRIORS[name])
     log_prob = model.log_prob(expected["image"], expected["noise"])
     known = expected["log_prob"] + expected["logit_log_det"]
-    torch.testing.assert_close(log_prob, known, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(log_prob, known, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("subnet", ["published", "lean"])
-@pytest.mark.parametrize("prior", REFERENCE, ids=str)
-def test_bits_per_dim_of_the_identity_in_closed_form(prior, subnet):
+@pytest.mark.parametrize("network", NETWORKS)
+@each_prior
+def test_bits_per_dim_of_the_identity_in_closed_form(prior, network):
     """A fresh flow is the identity: the density is the prior's, of the logit of the picture."""
-    model = PictureModel(RGFlow(RGFlowConfig(**SMALL, subnet=subnet)).double(), prior)
+    model = PictureModel(RGFlow(RGFlowConfig(**SMALL, **NETWORKS[network])).double(), prior)
     images, noise = pictures(), torch.rand(6, 3, 8, 8, dtype=torch.float64)
 
     x = 0.05 + 0.9 * (images.numpy() + noise.numpy()) / 256
     y = special.logit(x)
-    log_density = REFERENCE[prior].logpdf(y) + np.log(0.9 / (x * (1 - x)))
+    log_density = SCIPY[prior].logpdf(y) + np.log(0.9 / (x * (1 - x)))
     expected = 8 - log_density.mean((1, 2, 3)) / np.log(2)
 
     result = model.bits_per_dim(images, noise)
@@ -63,7 +59,7 @@ def test_bits_per_dim_of_the_identity_in_closed_form(prior, subnet):
 def test_terms_add_up_in_double_precision():
     model = random_model()
     y = lattice_normal(model.flow, 4)
-    terms = model.terms(y, torch.ones(4, dtype=torch.float64))
+    terms = model(y, torch.ones(4, dtype=torch.float64))
     assert {term.dtype for term in terms} == {torch.float64}
     z, log_det = model.flow(y)
     torch.testing.assert_close(terms.flow, log_det.double())
@@ -78,7 +74,7 @@ def test_density_and_samples_are_of_one_distribution():
     # One block of 2 x 2 grey pixels keeps the variance small.
     flow = small_flow(image_size=2, kernel=2, coupling_layers=2, subnet="lean")
     model = PictureModel(flow, Prior("gaussian"))
-    n = 200_000
+    n = 100_000
     x = torch.rand(n, 1, 2, 2, dtype=torch.float64)
     images = (x * 256).floor()
     with torch.no_grad():
@@ -111,8 +107,6 @@ def test_noise_is_a_function_of_the_image_not_of_its_batch():
     assert not torch.equal(model.noise(torch.arange(20), seed=4, epoch=2), whole)
     assert stats.kstest(whole.flatten(), "uniform").pvalue > 1e-3
 
-
-def test_default_noise():
     model, images = random_model(), pictures()
     noise = model.noise(torch.arange(6), seed=5)
     assert torch.equal(model.log_prob(images, seed=5), model.log_prob(images, noise))
@@ -123,7 +117,7 @@ def test_evaluation_does_not_depend_on_the_batch():
     model, images = random_model(torch.float64), pictures(11)
     whole = evaluate(model, images, seed=2, batch=200, progress=False)
     assert whole.shape == (11,)
-    for batch in (1, 4, 11):
+    for batch in (1, 4):
         parts = evaluate(model, images, seed=2, batch=batch, progress=False)
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole, model.bits_per_dim(images, seed=2).detach())
@@ -146,24 +140,31 @@ def test_samples_are_reproducible_in_any_batch():
     assert whole.min() >= 0
     assert whole.max() <= 1
     assert not whole.requires_grad
-    for batch in (1, 3, 7):
-        torch.testing.assert_close(model.sample(7, seed=1, batch=batch), whole)
+    torch.testing.assert_close(model.sample(7, seed=1, batch=3), whole)
     torch.testing.assert_close(model.sample(3, seed=1), whole[:3])
     assert (model.sample(7, seed=2) - whole).abs().max() > 0.01
     latents = model.latents(7, seed=1)
     assert torch.equal(model.latents(2, seed=1, start=4), latents[4:6])
-    torch.testing.assert_close(from_logit(model.flow.inverse(latents)[0]), whole)
+    y, _ = model.flow.inverse(latents)
+    torch.testing.assert_close(from_logit(y), whole)
+    same, errors = model.sample_with_error(7, seed=1, batch=3)
+    torch.testing.assert_close(same, whole)
+    assert errors.shape == (7,)
+    torch.testing.assert_close(
+        errors, (model.flow(y)[0] - latents).abs().amax((1, 2, 3)), rtol=0, atol=1e-5
+    )
+    assert 0 < errors.max() < 1e-4
 
 
-@pytest.mark.parametrize("prior", REFERENCE, ids=str)
+@each_prior
 def test_latents_follow_the_prior(prior):
     model = random_model(torch.float64, prior)
     z = model.latents(200)
     assert z.isfinite().all()
-    assert stats.kstest(z.flatten().numpy(), REFERENCE[prior].cdf).pvalue > 1e-3
+    assert stats.kstest(z.flatten().numpy(), SCIPY[prior].cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("prior", REFERENCE, ids=str)
+@each_prior
 def test_the_rarest_latents_are_finite_and_symmetric(prior, monkeypatch):
     model = random_model(torch.float64, prior)
     extremes = []
@@ -212,25 +213,10 @@ def test_wrong_images_and_noise():
         model.log_prob(pictures(6), torch.rand(5, 3, 8, 8))
 
 
-@pytest.mark.parametrize("n", [0, -3])
-def test_no_samples(n):
-    with pytest.raises(ValueError, match="n must"):
-        random_model().sample(n)
-
-
-@pytest.mark.parametrize("temperature", [0, math.nan, (1, 1, 1)], ids=str)
-def test_impossible_temperatures(temperature):
-    with pytest.raises(ValueError, match="temperature"):
-        random_model().sample(1, temperature)
-
-
-def test_importance_weighted_bound():
-    from rgflow_core import evaluate
-
-    draws = 2 + 0.01 * torch.rand(64, 5, dtype=torch.float64)
-    one = evaluate.importance_weighted(draws[:1], 3072)
-    torch.testing.assert_close(one, draws[0])
-    bound = evaluate.importance_weighted(draws, 3072)
-    wanted = -torch.log2((2.0 ** (-3072 * (draws - 2))).mean(0)) / 3072 + 2
-    torch.testing.assert_close(bound, wanted)
-    assert (bound < draws.mean(0)).all()
+def test_impossible_samples():
+    for n in (0, -3):
+        with pytest.raises(ValueError, match="n must"):
+            random_model().sample(n)
+    for temperature in (0, math.nan, (1, 1, 1), 1e300):
+        with pytest.raises(ValueError, match="temperature"):
+            random_model().sample(1, temperature)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from support import GOLDEN
 
-from rgflow_core import msds
+from rgflow_core import ellipses, msds
 from study.benchmarks import pillow_render
 
 SETS = ("msds1", "msds2")
@@ -24,43 +24,59 @@ def test_golden_pictures(name):
     drawn = msds.render(labels)
     assert drawn.dtype == np.uint8
     np.testing.assert_array_equal(drawn, images)
-    np.testing.assert_array_equal(pillow_render(labels[:8]), images[:8])
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_pictures_equal_pillows(name):
-    labels = msds.labels(name, "train", 5000, 5200)
-    np.testing.assert_array_equal(msds.render(labels), pillow_render(labels))
+def unusual(angles):
+    """Labels of 50 pictures with these angles, overlapping and off the picture."""
+
+    def make():
+        rng = np.random.default_rng(0)
+        labels = np.empty((50, 4, 4, 6))
+        labels[..., :2] = rng.integers(-8, 33, (50, 4, 4, 2))
+        labels[..., 2] = angles(rng).reshape(50, 4, 4)
+        labels[..., 3:] = rng.integers(0, 256, (50, 4, 4, 3))
+        labels[:25, ..., 3:] = rng.choice([0, 1, 127, 128, 254, 255], (25, 4, 4, 3))
+        return labels
+
+    return make
 
 
-ANGLES = {
-    "whole": lambda r: r.integers(0, 225, 1600),
-    "multiples of 15": lambda r: 15 * r.integers(0, 25, 1600),
-    "multiples of 90": lambda r: 90 * r.integers(-4, 9, 1600),
-    "next to a quarter": lambda r: (
-        90 * r.integers(0, 4, 1600) + r.choice([-1e-9, 1e-9, 1e-4], 1600)
+LABELS = {
+    "msds1": lambda: msds.labels("msds1", "train", 5000, 5100),
+    "msds2": lambda: msds.labels("msds2", "train", 5000, 5100),
+    "whole angles": unusual(lambda r: r.integers(0, 225, 800)),
+    "multiples of 15": unusual(lambda r: 15 * r.integers(0, 25, 800)),
+    "multiples of 90": unusual(lambda r: 90 * r.integers(-4, 9, 800)),
+    "next to a quarter": unusual(
+        lambda r: 90 * r.integers(0, 4, 800) + r.choice([-1e-9, 1e-9, 1e-4], 800)
     ),
-    "any": lambda r: r.uniform(-720, 720, 1600),
+    "any angle": unusual(lambda r: r.uniform(-720, 720, 800)),
 }
 
 
-@pytest.mark.parametrize("kind", ANGLES)
-def test_unusual_labels_equal_pillows(kind):
+@pytest.mark.parametrize("kind", LABELS)
+def test_pictures_equal_pillows(kind):
+    labels = LABELS[kind]()
+    drawn = msds.render(labels)
+    np.testing.assert_array_equal(drawn, pillow_render(labels))
+    np.testing.assert_array_equal(msds.render(labels, chunk=7), drawn)
+    np.testing.assert_array_equal(msds.render(labels[13:14]), drawn[13:14])
+
+
+def test_no_pictures():
+    assert msds.render(np.empty((0, 4, 4, 6))).shape == (0, 32, 32, 3)
+
+
+def test_coverages_are_as_exact_as_their_slack_says():
     rng = np.random.default_rng(0)
-    labels = np.empty((100, 4, 4, 6))
-    labels[..., :2] = rng.integers(-8, 33, (100, 4, 4, 2))  # overlapping and off the picture
-    labels[..., 2] = ANGLES[kind](rng).reshape(100, 4, 4)
-    labels[..., 3:] = rng.integers(0, 256, (100, 4, 4, 3))
-    labels[:50, ..., 3:] = rng.choice([0, 1, 127, 128, 254, 255], (50, 4, 4, 3))
-    np.testing.assert_array_equal(msds.render(labels), pillow_render(labels))
-
-
-def test_rendering_does_not_depend_on_the_chunk():
-    labels = msds.labels("msds1", "test", 0, 20)
-    whole = msds.render(labels)
-    np.testing.assert_array_equal(msds.render(labels, chunk=7), whole)
-    np.testing.assert_array_equal(msds.render(labels[13:14]), whole[13:14])
-    assert msds.render(labels[:0]).shape == (0, 32, 32, 3)
+    turn = rng.uniform(0, 2 * np.pi, 20_000)
+    turn = np.stack([np.cos(turn), np.sin(turn)])[..., None]
+    low, high = (
+        ellipses._coverage(*ellipses._source(turn.astype(kind), ellipses._CENTRES.astype(kind)))
+        for kind in (np.float32, np.float64)
+    )
+    assert np.isnan(low).mean() < 1e-4  # where coverage jumps
+    assert np.nanmax(np.abs(low - high)) < ellipses._SLACK[low.dtype]
 
 
 # Labels: a pure function of their arguments
@@ -79,16 +95,16 @@ def test_any_shard_can_be_made_anywhere(name, split):
 
 
 def test_streams_are_different():
-    keys = [(s, t, seed) for s in SETS for t in SPLITS for seed in (0, 1)]
-    columns = [msds.labels(s, t, 0, 100, seed)[..., 2].ravel() for s, t, seed in keys]
-    assert len({column.tobytes() for column in columns}) == len(keys)
-    # Angles of one set's streams have nothing in common: no picture appears twice.
+    """No picture of a set appears twice: not one angle does, nor a raster."""
     for name in SETS:
-        mine = np.stack([c for c, key in zip(columns, keys, strict=True) if key[0] == name])
-        assert np.unique(mine).size == mine.size
-    names = ("val", "test")
-    images = [{x.tobytes() for x in msds.render(msds.labels("msds1", s, 0, 300))} for s in names]
-    assert not images[0] & images[1]
+        keys = [(split, seed) for split in SPLITS for seed in (0, 1)]
+        angles = np.stack([msds.labels(name, s, 0, 100, seed)[..., 2] for s, seed in keys])
+        assert np.unique(angles).size == angles.size
+    one, other = (
+        {x.tobytes() for x in msds.render(msds.labels("msds1", split, 0, 300))}
+        for split in ("val", "test")
+    )
+    assert not one & other
 
 
 DIGESTS = {
@@ -124,9 +140,10 @@ N = 4000
 P = 1e-3
 
 
-@pytest.fixture(scope="module")
-def drawn():
-    return {name: msds.labels(name, "train", 0, N) for name in SETS}
+@pytest.fixture(scope="module", params=SETS)
+def drawn(request):
+    """A set's name and labels (N, 16, 6)."""
+    return request.param, msds.labels(request.param, "train", 0, N).reshape(N, 16, 6)
 
 
 def uniform_whole(values, low, high):
@@ -136,105 +153,73 @@ def uniform_whole(values, low, high):
     return stats.chisquare(counts).pvalue
 
 
-def sum_of_uniforms(u, width):
-    """Distribution function of U[0, 180) + U[0, width)."""
-    u = np.asarray(u, float)
-
-    def ramp(x):
-        return np.maximum(x, 0) ** 2 / 2
-
-    return (ramp(u) - ramp(u - 180) - ramp(u - width) + ramp(u - 180 - width)) / (180 * width)
+def sum_of_uniforms(x, one, other):
+    """Distribution function of U[0, one) + U[0, other)."""
+    a, b, c, d = (np.maximum(x - k, 0) ** 2 / 2 for k in (0, one, other, one + other))
+    return (a - b - c + d) / (one * other)
 
 
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("axis", [0, 1])
-def test_positions(drawn, name, axis):
-    index = np.indices((4, 4))[axis]
-    jitter = drawn[name][..., axis] - 8 * index
-    assert uniform_whole(jitter, -1, 1) > P
-    for i in range(4):
-        for j in range(4):
-            assert uniform_whole(jitter[:, i, j], -1, 1) > P / 16
+def test_positions(drawn):
+    _, labels = drawn
+    for axis in range(2):
+        jitter = labels[..., axis] - 8 * np.indices((4, 4))[axis].ravel()
+        assert uniform_whole(jitter, -1, 1) > P
+        assert all(uniform_whole(jitter[:, k], -1, 1) > P / 16 for k in range(16))
 
 
-def test_msds1_angles(drawn):
-    angles = drawn["msds1"][..., 2]
-    assert stats.kstest(angles.ravel() / 180, "uniform").pvalue > P
-    correlation = np.corrcoef(angles.reshape(N, 16).T)
-    assert np.abs(correlation - np.eye(16)).max() < 5 / N**0.5
+def test_angles(drawn):
+    name, labels = drawn
+    angles = labels[..., 2]
+    assert np.unique(angles).size == angles.size  # full precision
+    if name == "msds1":
+        assert stats.kstest(angles.ravel() / 180, "uniform").pvalue > P
+        return
+    assert angles.min() >= 0
+    for one, other in [(0, 15), (6, 9)]:
+        # Two ellipses differ by their own parts alone.
+        difference = angles[:, one] - angles[:, other]
+        assert stats.kstest(difference / 45, stats.triang(0.5, -1, 2).cdf).pvalue > P
+        assert stats.kstest(angles[:, one], lambda x: sum_of_uniforms(x, 180, 45)).pvalue > P
 
 
-def test_msds1_colours(drawn):
-    colours = drawn["msds1"][..., 3:]
+def test_colours(drawn):
+    name, labels = drawn
+    colours = labels[..., 3:]
+    if name == "msds2":
+        assert all(uniform_whole(colours[..., c], 0, 255) > P for c in range(3))
+        return
     assert colours.min() >= 0
-    assert colours.max() <= 255
-    # Two ellipses differ by their jitters alone: the difference of two uniform numbers.
-    for one, other in [((0, 0), (3, 3)), ((1, 2), (2, 1))]:
-        difference = (colours[:, *one] - colours[:, *other]).astype(int).ravel()
+    for one, other in [(0, 15), (6, 9)]:
+        # Two ellipses differ by their own parts alone: the difference of two uniform numbers.
+        difference = (colours[:, one] - colours[:, other]).astype(int).ravel()
         counts = np.bincount(difference + 64, minlength=129)
         expected = (65 - np.abs(np.arange(-64, 65))) / 65**2 * difference.size
         middle = slice(14, 115)  # where at least five are expected
         grouped = [np.r_[c[:14].sum(), c[middle], c[115:].sum()] for c in (counts, expected)]
         assert len(counts) == 129
         assert stats.chisquare(*grouped).pvalue > P
-    # One ellipse: base plus jitter.
+    # One ellipse: base plus its own part.
     weights = np.convolve(np.full(192, 1 / 192), np.full(65, 1 / 65))
     for channel in range(3):
-        counts = np.bincount(colours[:, 2, 1, channel].astype(int), minlength=256)
+        counts = np.bincount(colours[:, 9, channel].astype(int), minlength=256)
         bins = [c.reshape(16, 16).sum(1) for c in (counts, weights * N)]
         assert stats.chisquare(*bins).pvalue > P
 
 
-def test_msds1_shares_its_colour(drawn):
-    colours = drawn["msds1"][..., 3:]
-    base, jitter = (192**2 - 1) / 12, (65**2 - 1) / 12
-    flat = colours.transpose(3, 1, 2, 0).reshape(48, N)
-    correlation = np.corrcoef(flat).reshape(3, 16, 3, 16)
-    for c in range(3):
-        for d in range(3):
-            expected = np.full((16, 16), base / (base + jitter) if c == d else 0.0)
-            if c == d:
-                np.fill_diagonal(expected, 1)
-            assert np.abs(correlation[c, :, d] - expected).max() < 5 / N**0.5
-
-
-def test_msds2_angles(drawn):
-    angles = drawn["msds2"][..., 2]
-    assert angles.min() >= 0
-    assert angles.max() < 225
-    # Two ellipses differ by their jitters alone.
-    for one, other in [((0, 0), (3, 3)), ((1, 2), (2, 1))]:
-        difference = angles[:, *one] - angles[:, *other]
-        assert stats.kstest(difference / 45, stats.triang(0.5, -1, 2).cdf).pvalue > P
-    for one in [(0, 0), (2, 3)]:
-        assert stats.kstest(angles[:, *one], lambda x: sum_of_uniforms(x, 45)).pvalue > P
-    correlation = np.corrcoef(angles.reshape(N, 16).T)
-    expected = np.full((16, 16), 180**2 / (180**2 + 45**2))
+def test_what_is_shared_and_what_is_independent(drawn):
+    """Correlations of all 16 x 6 labels: the global factor's, and no others."""
+    name, labels = drawn
+    correlation = np.corrcoef(labels.transpose(2, 1, 0).reshape(96, N))
+    shared, own, factors = {
+        "msds1": (192**2 - 1, 65**2 - 1, (3, 4, 5)),
+        "msds2": (180**2, 45**2, (2,)),
+    }[name]
+    expected = np.zeros((6, 16, 6, 16))
+    for factor in factors:
+        expected[factor, :, factor] = shared / (shared + own)
+    expected = expected.reshape(96, 96)
     np.fill_diagonal(expected, 1)
     assert np.abs(correlation - expected).max() < 5 / N**0.5
-
-
-def test_msds2_colours(drawn):
-    colours = drawn["msds2"][..., 3:]
-    for channel in range(3):
-        assert uniform_whole(colours[..., channel], 0, 255) > P
-    correlation = np.corrcoef(colours.reshape(N, 48).T)
-    assert np.abs(correlation - np.eye(48)).max() < 5 / N**0.5
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_angles_keep_their_precision(drawn, name):
-    angles = drawn[name][..., 2]
-    assert np.unique(angles).size == angles.size
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_positions_angles_and_colours_are_independent(drawn, name):
-    flat = drawn[name].transpose(3, 1, 2, 0).reshape(96, N)
-    correlation = np.corrcoef(flat).reshape(6, 16, 6, 16)
-    for one in range(6):
-        for other in range(one):
-            assert np.abs(correlation[one, :, other]).max() < 5 / N**0.5, (one, other)
 
 
 # Errors
@@ -256,72 +241,27 @@ def test_bad_arguments(arguments, word):
         msds.labels(*arguments)
 
 
-def with_value(index, value):
-    labels = msds.labels("msds1", "train", 0, 2)
-    labels[1, 2, 3, index] = value
-    return labels
+@pytest.mark.parametrize("shape", [(4, 4, 6), (1, 4, 4, 5)])
+def test_impossible_shapes(shape):
+    with pytest.raises(ValueError, match="shape"):
+        msds.render(np.zeros(shape))
 
 
 @pytest.mark.parametrize(
-    ("labels", "word"),
+    ("index", "value", "word"),
     [
-        (np.zeros((4, 4, 6)), "shape"),
-        (np.zeros((1, 4, 4, 5)), "shape"),
-        (with_value(2, np.nan), "finite"),
-        (with_value(0, np.inf), "finite"),
-        (with_value(0, 0.5), "position"),
-        (with_value(1, -9), "position"),
-        (with_value(1, 33), "position"),
-        (with_value(3, 256), "colour"),
-        (with_value(5, -1), "colour"),
-        (with_value(4, 0.5), "colour"),
+        (2, np.nan, "finite"),
+        (0, np.inf, "finite"),
+        (0, 0.5, "position"),
+        (1, -9, "position"),
+        (1, 33, "position"),
+        (3, 256, "colour"),
+        (5, -1, "colour"),
+        (4, 0.5, "colour"),
     ],
 )
-def test_impossible_labels(labels, word):
+def test_impossible_labels(index, value, word):
+    labels = msds.labels("msds1", "train", 0, 2)
+    labels[1, 2, 3, index] = value
     with pytest.raises(ValueError, match=word):
         msds.render(labels)
-
-
-def test_the_table_of_coverages_is_as_exact_as_its_slack_says():
-    starts, rises, positions = (table.reshape(msds._STEPS, -1) for table in msds._table())
-    rng = np.random.default_rng(0)
-    step, part = rng.integers(msds._STEPS, size=20_000), rng.random((20_000, 1), np.float32)
-    row, column = np.divmod(positions[step], msds._EDGE)
-    turn = -(step[:, None] + part.astype(float)) * 2 * np.pi / msds._STEPS
-    x, y = msds._source(np.cos(turn), np.sin(turn), column + 0.5, row + 0.5)
-    exact = msds._bicubic(x.ravel(), y.ravel(), 1.0).reshape(x.shape)
-    exact[(x < 0) | (x >= 8) | (y < 0) | (y >= 8)] = 0
-    error = np.abs(starts[step] + part * rises[step] - exact)
-    assert np.isnan(error).mean() < 1e-3  # where coverage jumps, the table says nothing
-    assert np.nanmax(error) < msds._SLACK
-
-
-# Entropy
-
-
-def test_entropy_of_known_parts():
-    found = msds.entropy("msds1", angles=2**12, draws=2000)
-    assert found["position"] == pytest.approx(np.log2(9))
-    assert found["colour"] == pytest.approx(3 * np.log2(65))
-    # A grid of 2^12 angles cannot tell apart more rasters than that, nor far fewer.
-    assert 11 < found["raster"] <= 12
-    assert found["picture"] == pytest.approx(
-        found["global"] + 16 * (found["colour"] + found["position"] + found["raster"])
-    )
-    assert found["bpd"] == found["picture"] / 3072
-    other = msds.entropy("msds2", angles=2**12, draws=2000)
-    assert other["raster"] == found["raster"] - 2
-    with pytest.raises(ValueError, match="set must be one of"):
-        msds.entropy("msds3")
-
-
-def test_entropy_of_the_global_factor():
-    """Mutual information of base and 16 sums, against its closed form for a wide base.
-
-    Given the sums the base is uniform over 65 - (max - min of the jitter) values.
-    """
-    rng = np.random.default_rng(1)
-    jitter = rng.integers(-32, 33, (20_000, 16))
-    left = np.log2(65 - np.ptp(jitter, 1)).mean()
-    found = msds.entropy("msds1", angles=16, draws=20_000)["global"]
-    assert found == pytest.approx(3 * (np.log2(192) - left), abs=0.35)  # base's own ends: less left

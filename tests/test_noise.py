@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -36,10 +36,12 @@ def test_splitmix64_is_the_published_one():
     assert outputs == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
-parts_of = st.integers(0, 2**31 - 1)
+def numbers(low, high):
+    return st.lists(st.integers(low, high), min_size=1, max_size=4)
 
 
-@given(st.lists(parts_of, min_size=1, max_size=4), st.lists(st.integers(0, 2**40), min_size=1, max_size=5))  # fmt: skip
+@settings(max_examples=30)
+@given(numbers(0, 2**31 - 1), numbers(0, 2**40))
 def test_keys(parts, index):
     keys = stream(*parts, index=torch.tensor(index))
     assert [k % WORD for k in keys.tolist()] == [key(*parts, i) for i in index]
@@ -52,11 +54,12 @@ def test_parts_may_be_tensors():
     assert [k % WORD for k in keys.tolist()] == expected
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4))
+@settings(max_examples=30)
+@given(numbers(-(2**63), 2**63 - 1))
 def test_uniform_numbers(streams):
-    numbers = uniform(torch.tensor(streams), 9, torch.float64)
-    assert numbers.tolist() == [uniforms(s % WORD, 9) for s in streams]
-    assert torch.equal(uniform(torch.tensor(streams), 9).double(), numbers)
+    drawn = uniform(torch.tensor(streams), 9, torch.float64)
+    assert drawn.tolist() == [uniforms(s % WORD, 9) for s in streams]
+    assert torch.equal(uniform(torch.tensor(streams), 9).double(), drawn)
 
 
 def test_numbers_are_uniform_and_independent():
@@ -81,7 +84,7 @@ def test_permutation(size):
 
 
 def test_permutations_differ_and_are_even():
-    orders = torch.stack([permutation(50, 3, seed) for seed in range(2000)])
-    assert len({tuple(order.tolist()) for order in orders}) == 2000
+    orders = torch.stack([permutation(50, 3, seed) for seed in range(1000)])
+    assert len({tuple(order.tolist()) for order in orders}) == 1000
     for position in (0, 17, 49):
         assert stats.chisquare(torch.bincount(orders[:, position], minlength=50)).pvalue > 1e-3

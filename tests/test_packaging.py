@@ -1,10 +1,13 @@
 """What pyproject.toml, requirements.lock and environment.yml say agrees with each other."""
 
+import ast
+import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
 
@@ -64,28 +67,16 @@ def direct_dependencies() -> list[Requirement]:
 DIRECT = [pytest.param(requirement, id=requirement.name) for requirement in direct_dependencies()]
 
 
-def test_lock_has_only_exact_pins() -> None:
-    assert lock_lines()
+def test_lock_has_only_exact_pins_and_says_how_it_is_made() -> None:
+    text = LOCK_FILE.read_text("utf-8")
+    assert not re.search("://|index-url|find-links", text)
+    extras = [f"--extra {extra}" for extra in PROJECT["optional-dependencies"]]
+    head = text.partition("==")[0]
+    assert all(part in head for part in ["uv pip compile pyproject.toml", "--universal", *extras])
     for line in lock_lines():
         requirement = Requirement(line)
-        assert requirement.url is None, line
         assert [pin.operator for pin in requirement.specifier] == ["=="], line
         assert "*" not in str(requirement.specifier), line
-
-
-def test_lock_names_no_index() -> None:
-    text = LOCK_FILE.read_text("utf-8")
-    assert "://" not in text
-    assert "index-url" not in text
-    assert "find-links" not in text
-
-
-def test_lock_says_how_it_is_made() -> None:
-    head = LOCK_FILE.read_text("utf-8").partition("==")[0]
-    assert "uv pip compile pyproject.toml" in head
-    assert "--universal" in head
-    for extra in PROJECT["optional-dependencies"]:
-        assert f"--extra {extra}" in head
 
 
 @pytest.mark.parametrize("direct", DIRECT)
@@ -123,39 +114,122 @@ def test_environment_has_the_locked_version(direct: Requirement) -> None:
     assert installed == str(version_here(direct.name))
 
 
-def test_environment_yml_uses_the_lock() -> None:
+def test_environment_yml_uses_the_lock_and_states_no_version_but_pythons() -> None:
     assert ENVIRONMENT["name"] == "rgflow"
     assert ENVIRONMENT["channels"] == ["conda-forge"]
-    (pip,) = (entry["pip"] for entry in ENVIRONMENT["dependencies"] if isinstance(entry, dict))
-    assert pip == [f"-r {LOCK_FILE.name}", "-e ."]
-
-
-def test_environment_yml_states_no_version_but_pythons() -> None:
-    conda = [entry for entry in ENVIRONMENT["dependencies"] if isinstance(entry, str)]
-    (python,) = (entry for entry in conda if entry.startswith("python"))
-    assert [entry for entry in conda if entry != python] == ["pip"]
+    python, pip, own = ENVIRONMENT["dependencies"]
+    assert (pip, own) == ("pip", {"pip": [f"-r {LOCK_FILE.name}", "-e ."]})
     name, version = python.split("=")
     assert name == "python"
     assert SpecifierSet(PROJECT["requires-python"]).contains(version)
 
 
-def test_importing_the_package_stays_light() -> None:
-    code = (
-        "import sys, rgflow_core\n"
-        "heavy = {'torchvision', 'matplotlib', 'scipy', 'IPython'}\n"
-        "print(*sorted(heavy & set(sys.modules)))"
-    )
+# Each imports only those before it.
+ORDER = """errors noise pixels couplings networks flow priors files model checkpoints ellipses msds
+datasets cli muon evaluate sample train __init__"""
+
+
+def imported(path: Path) -> set[str]:
+    """The modules that a file imports, anywhere in it; ``from rgflow_core import x`` is two."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "rgflow_core").glob("*.py")), ids=lambda p: p.stem)
+def test_core_imports_no_study_and_only_what_is_below(path: Path) -> None:
+    names = imported(path)
+    assert not {name for name in names if name.split(".")[0] in ("study", "notebooks")}
+    own = {name.split(".")[1] for name in names if name.startswith("rgflow_core.")}
+    order = ORDER.split()
+    above = set(order[order.index(path.stem) :])
+    assert not own & above, f"{path.stem} must not import {own & above}"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel that a copy of the repository gives."""
+    place = tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "rgflow_core", "notebooks"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, place / name)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    run = subprocess.run([*command, "-w", "w", "."], cwd=place, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return next((place / "w").glob("*.whl"))
+
+
+def test_the_wheel_holds_the_core_alone(wheel: Path) -> None:
+    tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert {name for name in tops if not name.endswith(".dist-info")} == {"rgflow_core"}
+
+
+def needed(name: str) -> set[str]:
+    """What a distribution needs to be installed, however far down, itself included."""
+    names, left = set(), [name]
+    while left:
+        if (name := canonicalize_name(left.pop())) not in names:
+            names.add(name)
+            wants = map(Requirement, metadata.requires(name) or ())
+            here = (r.name for r in wants if r.marker is None or r.marker.evaluate({"extra": ""}))
+            left += [other for other in here if other in DISTRIBUTIONS]
+    return names
+
+
+DISTRIBUTIONS = {canonicalize_name(d.name) for d in metadata.distributions()}
+USE = """
+import sys
+from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in BLOCKED else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [BuiltinImporter, FrozenImporter, Installed]
+sys.path.insert(0, WHEEL)
+import rgflow_core
+from rgflow_core import train
+
+assert rgflow_core.__file__.startswith(WHEEL)
+assert rgflow_core.load(WEIGHTS).sample(2).shape == (2, 3, 32, 32)
+tiny = {"model": "lean", "epochs": 1, "batch_size": 4, "train_images": 12, "val_images": 4}
+train.train(train.Settings(**tiny, data_root="data"), "run")
+"""
+
+
+def test_the_wheel_works_with_only_its_own_dependencies(wheel: Path, tmp_path: Path) -> None:
+    own = set().union(*(needed(Requirement(text).name) for text in PROJECT["dependencies"]))
+    blocked = {
+        top
+        for top, names in metadata.packages_distributions().items()
+        if not {canonicalize_name(name) for name in names} & own and top != "rgflow_core"
+    }
+    assert {"pandas", "papermill", "study"} <= blocked | {"study"}
+    code = f"BLOCKED = {blocked | {'study'}!r}\nWHEEL = {str(wheel)!r}\n"
+    code += f"WEIGHTS = {str(ROOT / 'weights' / 'msds1_laplace.safetensors')!r}\n{USE}"
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=tmp_path, env=clean, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_importing_the_package_stays_light() -> None:
+    study = PROJECT["optional-dependencies"]["study"]
+    code = (
+        "import sys, rgflow_core\n"
+        f"heavy = {{'torchvision', 'IPython', 'yaml', *{study}}}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
     assert run.stdout.split() == []
-
-
-def test_registry_pattern_finds_a_host() -> None:
-    assert REGISTRY_HOST.search("https://" + "pypi" + ".org/simple")
-    assert REGISTRY_HOST.search("https://files." + "pythonhosted" + ".org/packages")
-    assert not REGISTRY_HOST.search("pip install torch from conda-forge")
 
 
 def test_no_tracked_text_file_names_a_registry_host() -> None:

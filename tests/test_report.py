@@ -1,116 +1,83 @@
-"""The report's sentences follow from numbers."""
+"""Generated text: what templates need is there, and the committed text is the one they give."""
 
-import copy
 import re
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+from nbconvert.filters import markdown2html
 
-from rgflow_core.files import read_json
-from study import figures, ledger, report
-from study.results import title
+from rgflow_core.errors import UserError
+from rgflow_core.files import read_json, write_json
+from study import records, report, results
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = read_json(ROOT / "data" / "published.json")
-
-
-@pytest.fixture
-def results():
-    """A copy of the committed results."""
-    return copy.deepcopy(read_json(ROOT / "figures" / "results.json"))
+MISSING = "(not measured here)"
 
 
 @pytest.fixture(scope="module")
-def claims():
-    return ledger.read(ROOT)
+def table():
+    return results.read(ROOT / "figures")
 
 
-def test_summary_says_what_the_numbers_say(results, claims):
-    name = next(iter(results["03_bpd_evaluation"]["numbers"]["test"]))
-    results["03_bpd_evaluation"]["numbers"]["test"][name]["bpd"] = 1.2345
-    results["05_receptive_fields"]["numbers"]["growth"][name]["factor"] = 3.21
-    text = report.summary(results, PUBLISHED, claims)
-    assert "1.234 ±" in text or "1.235 ±" in text
-    assert "3.21 (" in text
-    for verdict in ledger.VERDICTS:
-        count = sum(entry["verdict"] == verdict for entry in claims)
-        assert f"| **{verdict}** | {count} |" in text
+@pytest.mark.parametrize("name", report.environment().get_template("report.md").blocks)
+def test_sections_say_only_what_was_measured(table, name):
+    text = report.section(name, table, ROOT / "figures").data
+    pending = {} if len(results.select(table, "change_mean")) else {"ledger"}  # being trained
+    assert name in pending or MISSING not in text
+    assert "{" not in re.sub(r"`.*?`", "", text)
+    head = re.search(r"^\|.*\n\|-", text, re.MULTILINE)
+    if head:
+        rows = re.findall(r"^\|", text, re.MULTILINE)
+        assert markdown2html(text).count("<tr") == len(rows) - 1, "no cell ends its row"
 
 
-def test_summary_compares_seeds_when_there_are_some(results, claims):
-    numbers = results["03_bpd_evaluation"]["numbers"]
-    found = {"mean": 0.02, "stderr": 0.01, "low": -0.01, "high": 0.05, "p": 0.1, "n": 3}
-    numbers["priors"] = {"msds2, laplace less msds2, gaussian": found}
-    text = report.summary(results, PUBLISHED, claims)
-    assert "paired seeds: MSDS2 +0.020 (95 % interval -0.010 … +0.050, n = 3)" in text
-    assert "no difference shown" in report.prior_sentences(numbers)[-1]
-    found["p"] = 0.01
-    assert "a difference" in report.prior_sentences(numbers)[-1]
+def test_numbers_are_filled_in_formatted_and_asked_for_once(tmp_path):
+    rows = [results.row("a", -0.25, "m", low=-0.5, high=0.0, n=3), results.row("b", 1, "m")]
+    text = report.environment(results.write(tmp_path, "x", rows)).from_string
+    assert text('{{ number("a", model="m") | fmt("+.1f") }}').render() == "−0.2"
+    assert text('{{ interval("a", "+.2f") }}').render() == "−0.25 (−0.50 … +0.00)"
+    assert text('{{ interval("b", ".0f") }}').render() == "1"
+    assert text('{{ interval("c", ".0f") }}').render() == MISSING
+    twice = results.write(tmp_path, "x", [*rows, results.row("a", 1, "other")])
+    with pytest.raises(UserError, match="2 rows"):
+        report.environment(twice).from_string('{{ number("a") }}').render()
 
 
-def test_not_reproduced_lists_those_claims_and_no_other(results, claims):
-    first, _, rest = report.not_reproduced(claims, results).partition("In part:")
-    for text, verdict in ((first, "not reproduced"), (rest, "partly")):
-        named = re.findall(r"^- \*\*(.+?)\*\*", text, re.MULTILINE)
-        assert named == [e["claim"] for e in claims if e["verdict"] == verdict]
+def test_ledger_has_a_verdict_of_its_kind_and_a_reason():
+    entries = report.claims(ROOT)
+    assert 0 < sum(entry["headline"] for entry in entries) <= report.HEADLINES
+    for entry in entries:
+        assert entry["because"] or entry["kind"] != "not tested", entry["claim"]
+        assert "published" not in entry["kind"] or "lean" not in entry["measured"]
 
 
-def test_ablations_are_sorted_by_the_sign_of_every_seed():
-    rows = {
-        "unchanged": {"bpd": [2.0], "less_unchanged": [0.0], "diverged": 0},
-        "a_b": {"bpd": [2.1, 2.2], "less_unchanged": [0.1, 0.2], "diverged": 0},
-        "c": {"bpd": [1.9], "less_unchanged": [-0.1], "diverged": 1},
-        "d": {"bpd": [1.9, 2.1], "less_unchanged": [-0.1, 0.1], "diverged": 0},
-        "e": {"bpd": [], "less_unchanged": [], "diverged": 2},
-    }
-    worse, better, mixed, failed = report.ablation_sentences(rows)
-    assert worse.startswith("- **Worse**")
-    assert worse.endswith("a b (+0.100 … +0.200).")
-    assert better.endswith("c (-0.100).")
-    assert mixed.endswith("d (-0.100 … +0.100).")
-    assert failed.endswith("c (1 of 2 seeds); e (2 of 2 seeds).")
-    assert report.ablation_sentences({}) == []
+@pytest.mark.parametrize("change", [{"verdict": "reproduced"}, {"kind": "guessed"}, {"more": 1}])
+def test_ledger_refuses_other_verdicts(tmp_path, change):
+    entry = read_json(ROOT / report.LEDGER)["claims"][0]
+    write_json(tmp_path / report.LEDGER, {"claims": [entry | change]})
+    with pytest.raises(UserError, match="not so: Test bpd of MSDS1"):
+        report.claims(tmp_path)
 
 
-def test_limits_name_what_was_not_run(results, claims):
-    results["03_bpd_evaluation"]["numbers"]["seeds"] = {}
-    text = "\n".join(report.limits(results, PUBLISHED, claims))
-    assert all(e["claim"] in text for e in claims if e["rests_on"] == "nothing that was run")
-    assert "Runs with several seeds: none" in text
-    results["03_bpd_evaluation"]["numbers"]["seeds"] = {"msds1, laplace, scale 1": [1.0, 2.0]}
-    text = "\n".join(report.limits(results, PUBLISHED, claims))
-    assert "Runs with several seeds: MSDS1, Laplace, scale 1." in text
+@pytest.mark.parametrize("name", ["results", "faults"])
+def test_readme_is_the_one_of_the_results(tmp_path, name):
+    for source in ("README.md", "figures/faults.json", "data/ledger.json", "figures/results.csv",
+                   "figures/results.json"):  # fmt: skip
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / source)
+    report.update_readme(name, tmp_path)
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match=f"{name}: begin"):
+        report.update_readme(name, tmp_path)
 
 
-def test_origins_have_a_row_for_each_notebook(results):
-    lines = report.origins(results).splitlines()
-    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == sorted(
-        results.keys() - {"profile"}
-    )
+def test_cards_are_those_of_the_records(tmp_path):
+    report.write(tmp_path / "cards.md", "cards", records=records.shipped_records(ROOT))
+    assert (tmp_path / "cards.md").read_text() == (ROOT / "weights" / "README.md").read_text()
 
 
-def test_published_values_keep_their_digits(results):
-    table = report.bpd_table(results)
-    assert f"| {PUBLISHED['bpd']['msds1']['gaussian']} |" in table
-
-
-def test_figure_is_stored_and_shown_with_its_caption(tmp_path, monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda *parts: shown.extend(parts))
-    figure = figures.generation([np.zeros((1, 4, 4, 3))])
-    report.show(tmp_path, "fig07_x", figure, [{"a": 1}], "**What it is.** More.")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "fig07_x.csv",
-        "fig07_x.pdf",
-        "fig07_x.png",
-    ]
-    picture, caption = shown
-    assert picture.alt == "What it is"
-    assert caption.data == "**Figure 7.** **What it is.** More. *Data: `fig07_x.csv`.*"
-    assert not figures.plt.fignum_exists(figure.number)
-
-
-def test_titles():
-    assert title("msds1_laplace") == "MSDS1, Laplace"
-    assert title("msds2_gaussian_shipped") == "MSDS2, Gaussian, shipped"
+def test_a_block_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"report\.md has no block nothing; those are summary"):
+        report.block("report", "nothing")

@@ -1,54 +1,22 @@
-"""Stored results, the report, the notebooks' form, and the Makefile's own checks."""
+"""The notebooks' form and what they say, the runner, and what make runs again."""
 
-import itertools
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pytest
 import yaml
 
 from rgflow_core.errors import UserError
-from study import report, results
+from study import results, run
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-# Figures that are drawn only where runs have records.
-RECORDED = ("_seeds", "_ablations")
-
-
-def test_results_round_trip(tmp_path):
-    results.write_results(tmp_path, "03_x", {"a": 1.5}, {"b/c": np.arange(3)}, seed=4)
-    numbers, arrays = results.read_results(tmp_path, "03_x")
-    assert numbers == {"a": 1.5}
-    assert np.array_equal(arrays["b/c"], np.arange(3))
-    stored = json.loads((tmp_path / "03_x.json").read_text())["provenance"]
-    assert stored["seed"] == 4
-    assert {"commit", "command", "versions", "hardware", "date"} <= stored.keys()
-    assert results.collect(tmp_path, "p").keys() == {"profile", "03_x"}
-
-
-def test_results_refuse_nan_and_keep_the_old(tmp_path):
-    results.write_results(tmp_path, "n", {"a": 1.0})
-    with pytest.raises(ValueError, match="JSON"):
-        results.write_results(tmp_path, "n", {"a": float("nan")})
-    assert results.read_results(tmp_path, "n")[0] == {"a": 1.0}
-    assert [p.name for p in tmp_path.iterdir()] == ["n.json"]
-
-
-def test_missing_results_and_models_are_named(tmp_path):
-    with pytest.raises(UserError, match=r"n\.json"):
-        results.read_results(tmp_path, "n")
-    with pytest.raises(UserError, match="02_training"):
-        results.models(tmp_path)
-    with pytest.raises(UserError, match="not inside"):
-        results.root(tmp_path)
+PROFILES = yaml.safe_load((ROOT / run.PROFILES).read_text())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -56,119 +24,194 @@ def test_notebook_form(path):
     cells = nbformat.read(path, as_version=4).cells
     assert cells[0].cell_type == "markdown"
     assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
-    code = [cell for cell in cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code), "run `make notebooks`"
-    for cell in code:
+    for cell in (cell for cell in cells if cell.cell_type == "code"):
+        assert cell.execution_count, "run `make notebooks`"
         ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
         assert ignored == ("# NBVAL_IGNORE_OUTPUT:" in cell.source), "an ignored cell says why"
-        assert len(cell.source.splitlines()) <= 40, "longer code belongs in the module"
+        assert path.stem[:2] == "07" or "figures" not in re.findall(r"import (.*)", cell.source)
 
 
-def test_readme_table_is_the_one_of_the_results(tmp_path):
-    copy = tmp_path / "README.md"
-    copy.write_text((ROOT / "README.md").read_text())
-    report.update_readme("results", ROOT / "figures" / "results.json", copy)
-    assert copy.read_text() == (ROOT / "README.md").read_text()
+QUOTED = re.compile(r"([−+-]?[\d,]*\.?\d+)( ?%)?<!-- (\w+)((?: \w+=.*?)?) -->")
 
 
-def test_readme_without_markers_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("nothing")
-    with pytest.raises(UserError, match="results: begin"):
-        report.update_readme("results", ROOT / "figures" / "results.json", tmp_path / "README.md")
+def wrong(text: str, table) -> list[str]:
+    """The numbers in a text that are not, to the digits given, those that their comments name."""
+    bad = []
+    for written, percent, quantity, where in QUOTED.findall(text):
+        pairs = (pair.split("=", 1) for pair in re.split(r" (?=\w+=)", where.strip()) if pair)
+        query = {key: int(of) if key == "level" else of for key, of in pairs}
+        value = results.number(table, quantity, **query) * (100 if percent else 1)
+        quoted = float(written.replace("−", "-").replace(",", ""))
+        if abs(value - quoted) > 0.5001 * 10 ** -len(written.partition(".")[2]):
+            bad.append(f"{written}{percent} is {value}: {quantity}{where}")
+    return bad
 
 
-def figure_names():
-    """The figures of notebook 07, without those that only records of runs give."""
-    text = (ROOT / "notebooks" / "07_figures.ipynb").read_text()
-    return {n for n in re.findall(r"fig\d\d_[a-z_]+", text) if not n.endswith(RECORDED)}
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_numbers_in_text_are_those_of_the_results(path):
+    cells = nbformat.read(path, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert text.count("<!-- ") == len(QUOTED.findall(text)), "a comment names a number before it"
+    assert wrong(text, results.read(ROOT / "figures")) == []
 
 
-def test_figures_are_those_of_the_notebook_with_their_data():
-    there = {p.name for p in (ROOT / "figures").glob("fig*") if not p.stem.endswith(RECORDED)}
-    assert there == {f"{n}.{kind}" for n in figure_names() for kind in ("csv", "pdf", "png")}
-    assert len({name[:5] for name in figure_names()}) == len(figure_names()), "a number for each"
+def test_a_number_that_moved_is_found(tmp_path):
+    rows = [
+        results.row("share", 0.5953, "msds1"),
+        results.row("gap", -0.0188, level=3, factor="a less b"),
+    ]
+    table = results.write(tmp_path, "x", rows)
+    good = "59.5 %<!-- share model=msds1 -->, −0.019<!-- gap level=3 factor=a less b -->"
+    assert wrong(good, table) == []
+    assert len(wrong(good.replace("9.5", "9.6").replace("19", "18"), table)) == 2
+
+
+def test_profiles_have_parameters_that_the_notebooks_have():
+    for profile, notebooks in PROFILES.items():
+        for name in notebooks.keys() - {"weights"}:
+            names = run.accepted(ROOT / "notebooks" / f"{name}.ipynb")
+            assert "out" in names, name
+            assert notebooks[name].keys() <= names, f"{profile}: {name}"
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A repository with one notebook, which fails as its parameters say."""
+    for folder in ("notebooks", "rgflow_core"):
+        (tmp_path / folder).mkdir()
+    source = (
+        "from rgflow_core.errors import UserError\n"
+        "print('half\\rwhole', out, prior, flush=True)\n"
+        "if problem:\n    raise (UserError if problem == 'input' else KeyError)(problem)"
+    )
+    cells = [
+        nbformat.v4.new_code_cell(
+            "out = prior = ''\nproblem = ''", metadata={"tags": ["parameters"]}
+        ),
+        nbformat.v4.new_code_cell(source),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel}),
+        tmp_path / "notebooks" / "n.ipynb",
+    )
+    profiles = {name: {"n": {"problem": name}} for name in ("input", "bug")}
+    profiles |= {"fine": {}, "typo": {"n": {"prblem": 1}}}
+    (tmp_path / run.PROFILES).write_text(yaml.safe_dump(profiles))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_run_leaves_the_executed_copy_when_it_is_done(study, capfd):
+    assert run.run("n", "fine", "msds1_laplace") == Path("runs/fine/n_msds1_laplace.ipynb")
+    assert "n_msds1_laplace: whole runs/fine laplace\n" in capfd.readouterr().out
+    assert [path.name for path in (study / "runs" / "fine").iterdir()] == ["n_msds1_laplace.ipynb"]
+
+
+@pytest.mark.parametrize("problem", ["input", "bug"])
+def test_run_says_what_failed_and_where_it_is(study, capfd, problem):
+    with pytest.raises(UserError, match=rf"n failed: .*{problem}.*; as far as it came it is in"):
+        run.run("n", problem)
+    assert ("KeyError" in capfd.readouterr().out) == (problem == "bug"), "a bug has its traceback"
+    (partial,) = (study / "runs" / problem).iterdir()
+    assert json.loads(partial.read_text())["cells"]
+
+
+@pytest.mark.parametrize(("profile", "why"), [("typo", "no parameters prblem"), ("x", "must be")])
+def test_run_refuses_what_it_does_not_know(study, profile, why):
+    with pytest.raises(UserError, match=why):
+        run.run("n", profile)
+
+
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "CONDA"))}
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
 
 
 def test_unknown_profile_is_refused():
-    done = subprocess.run(
-        ["make", "reproduce", "PROFILE=nonsense"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = make(ROOT, "reproduce", "PROFILE=nonsense")
     assert done.returncode == 2
-    assert "PROFILE must be one of smoke, default, study, retrain, paper" in done.stderr
+    assert "PROFILE must be one of smoke default study retrain paper" in done.stderr
 
 
-def test_bench_gives_its_notebook_parameters_that_it_has():
-    command = subprocess.run(
-        ["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.replace("\\\n", "")
-    words = next(w for w in map(shlex.split, command.splitlines()) if "-y" in w)
-    given = yaml.safe_load(words[words.index("-y") + 1])
-    cells = nbformat.read(ROOT / "notebooks" / "A1_benchmarks.ipynb", as_version=4).cells
-    (own,) = (c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-    assert given
-    assert all(re.search(rf"\b{name}\b.* = ", own) for name in given)
-
-
-PRODUCTS = [
-    "01_data.ipynb results/01_data.json results/01_data.npz",
-    "02_training_msds1_laplace.ipynb models/msds1_laplace.safetensors "
-    "results/02_training_msds1_laplace.json",
-    "02_training_msds1_gaussian.ipynb models/msds1_gaussian.safetensors "
-    "results/02_training_msds1_gaussian.json",
-    "03_bpd_evaluation.ipynb results/03_bpd_evaluation.json",
-    "04_sparsity.ipynb results/04_sparsity.json results/04_sparsity.npz",
-    "05_receptive_fields.ipynb results/05_receptive_fields.json results/05_receptive_fields.npz",
-    "06_latent_space.ipynb results/06_latent_space.json results/06_latent_space.npz",
-    "07_figures.ipynb results.json",
-]
-
-
-def test_make_remakes_what_is_missing_and_nothing_else(tmp_path):
-    # The copy of the Makefile has no records beside it.
-    kinds = ("csv", "png", "pdf")
-    figures = [f"figures/{name}.{kind}" for name in sorted(figure_names()) for kind in kinds]
-    products = [line.split() for line in PRODUCTS]
-    products[-1] += figures
+@pytest.fixture
+def built(tmp_path):
+    """A copy of what make looks at, after `make reproduce PROFILE=smoke` with stand-in products."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    sources = [".venv/installed", "requirements.lock", "pyproject.toml"]
-    sources += [
-        str(p.relative_to(ROOT))
-        for p in [
-            *NOTEBOOKS,
-            *(ROOT / "rgflow_core").glob("*.py"),
-            *(ROOT / "notebooks" / "study").glob("*.py"),
-        ]
-    ]
-    age = itertools.count(1)
-    for name in ["requirements.lock", "pyproject.toml", *sources]:
+    version = ".".join(os.sys.version.split(".")[:2])
+    (tmp_path / ".venv" / "lib" / f"python{version}").mkdir(parents=True)
+    sources = ["requirements.lock", "pyproject.toml", "data/ledger.json", "data/published.json"]
+    for pattern in ("rgflow_core/*.py", "notebooks/*.ipynb", "notebooks/study/**/*.*"):
+        sources += [str(path.relative_to(ROOT)) for path in ROOT.glob(pattern) if path.is_file()]
+    named = set(re.findall(r"fig\d\d_\w+", (ROOT / "Makefile").read_text()))
+    kinds = ("png", "pdf", "csv", "npz")  # of those with pictures alone, but it does no harm
+    figures = [f"07_figures figures/{name}.{kind}" for name in named for kind in kinds]
+    names = ["01_data", "02_training_msds1_gaussian", "02_training_msds1_laplace"]
+    names += ["03_bpd_evaluation", "04_sparsity", "05_receptive_fields", "06_latent_space"]
+    products = [f"{n} results/{n}.{kind}" for n in names for kind in ("csv", "json", "npz")]
+    products += [f"{names[k]} models/{names[k][12:]}.safetensors" for k in (1, 2)] + figures
+    files = [f"runs/smoke/{line.split()[1]}" for line in products]
+    ends = [f"runs/smoke/{name}.ipynb" for name in (*names, "07_figures")]
+    for age, name in enumerate(
+        [*sources, ".venv/installed", *files, *ends, "runs/smoke/report.html"]
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name) if "07" in name else (tmp_path / name).touch()
-        os.utime(tmp_path / name, (0, 0) if "venv" not in name else (1, 1))
-    for group in [*products, ["report.html"]]:
-        stamp = next(age) + 10
-        for name in group:
-            path = tmp_path / "runs" / "smoke" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-            os.utime(path, (stamp, stamp))
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (age, age))
+    return tmp_path, [line.split() for line in products]
 
-    def remade():
-        done = subprocess.run(
-            ["make", "-n", "reproduce", "PROFILE=smoke"],
-            cwd=tmp_path, capture_output=True, text=True, check=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "CONDA"))},
-        )  # fmt: skip
-        return set(re.findall(r"-> runs/smoke/(\S+)\.ipynb", done.stdout))
 
-    assert remade() == set()
-    for group in products:
-        for name in group[:4]:
-            path = tmp_path / "runs" / "smoke" / name
-            stamp = path.stat().st_mtime
-            path.unlink()
-            assert group[0].removesuffix(".ipynb") in remade(), name
-            path.touch()
-            os.utime(path, (stamp, stamp))
-    assert remade() == set()
-    (tmp_path / "runs" / "smoke" / "results" / "04_sparsity.npz").unlink()
-    assert remade() == {"04_sparsity", "07_figures"}
+def remade(folder: Path) -> set[str]:
+    done = make(folder, "-n", "reproduce", "PROFILE=smoke")
+    assert done.returncode == 0, done.stderr
+    runs = re.findall(r"study\.run (\w+) --profile smoke(?: --model (\w+))?", done.stdout)
+    return {"_".join(filter(None, names)) for names in runs} | set(
+        re.findall("study.page", done.stdout)
+    )
+
+
+def test_make_remakes_what_is_missing_and_nothing_else(built):
+    folder, products = built
+    assert remade(folder) == set(), "a second make does nothing"
+    kinds = {(name[:2], Path(file).suffix): (name, file) for name, file in sorted(products)[::-1]}
+    for name, file in kinds.values():
+        path = folder / "runs" / "smoke" / file
+        path.rename(folder / "aside")
+        assert {name, "07_figures", "study.page"} <= remade(folder), file
+        (folder / "aside").rename(path)
+    (folder / "runs" / "smoke" / "04_sparsity.ipynb").unlink()
+    assert remade(folder) == {"04_sparsity", "07_figures", "study.page"}, "and goes on from there"
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ("notebooks/study/figures.py", {"07_figures", "study.page"}),
+        ("notebooks/study/report.py", {"07_figures", "study.page"}),
+        ("notebooks/study/templates/report.md", {"07_figures", "study.page"}),
+        ("notebooks/study/templates/page/page.css", {"study.page"}),
+        ("notebooks/study/page.py", {"study.page"}),
+        ("notebooks/study/run.py", set()),
+        (
+            "notebooks/05_receptive_fields.ipynb",
+            {"05_receptive_fields", "07_figures", "study.page"},
+        ),
+    ],
+)
+def test_a_change_of_style_reruns_no_analysis(built, changed, again):
+    folder, _ = built
+    (folder / changed).touch()
+    assert remade(folder) == again
+
+
+def test_figures_of_make_are_the_committed_ones_with_their_data():
+    named = set(re.findall(r"fig\d\d_\w+", (ROOT / "Makefile").read_text()))
+    assert len(named) <= 12
+    there = {path.name for path in (ROOT / "figures").glob("fig*") if path.suffix != ".npz"}
+    assert there == {f"{name}.{kind}" for name in named for kind in ("csv", "pdf", "png")}
+
+
+def test_make_needs_no_newer_make_and_no_gnu_tools():
+    text = (ROOT / "Makefile").read_text()
+    assert not re.search(r"&:|\.ONESHELL|\$\(eval|\$\(file|sed -u|!=|nproc|readlink -f", text)

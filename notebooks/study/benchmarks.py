@@ -7,16 +7,10 @@ of a shared machine drift; so ours and theirs alternate, and the machine's own m
 timed between them.
 """
 
-import copy
-import json
 import math
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
-from rgflow_core import cli, speed
-from rgflow_core.errors import UserError
-from rgflow_core.flow import LEAN, RGFlow, RGFlowConfig
+from rgflow_core.flow import RGFlow
+from study import statistics
 
 
 class _Activation(nn.Module):
@@ -190,23 +183,20 @@ def race(
     """Alternate two programs, after two rounds that do not count.
 
     Returns:
-        Seconds of ``ours`` and ``theirs``, one per pair, ``speedup``: the median ratio, and
-        ``best_speedup``: best against best, and ``peak``: the best matrix product in between.
+        ``speedup``: the geometric mean of theirs / ours with its interval, see
+        :func:`statistics.mean`; ``ours`` and ``theirs``: the best seconds of each; and ``peak``:
+        the best matrix product in between, FLOP/s.
     """
     for _ in range(2):
         ours(), theirs()
-    times, peaks = {"ours": [], "theirs": []}, []
-    for _ in range(pairs):
-        peaks.append(matrix_peak(device))
-        times["ours"].append(seconds(ours, device))
-        times["theirs"].append(seconds(theirs, device))
-    ratios = [b / a for a, b in zip(times["ours"], times["theirs"], strict=True)]
-    return times | {
-        "speedup": statistics.median(ratios),
-        "spread": [min(ratios), max(ratios)],
-        "best_speedup": min(times["theirs"]) / min(times["ours"]),
-        "peak": max(peaks),
-    }
+    rounds = [
+        (matrix_peak(device), seconds(ours, device), seconds(theirs, device)) for _ in range(pairs)
+    ]
+    peaks, mine, others = zip(*rounds, strict=True)
+    speedup = statistics.mean([math.log(b / a) for a, b in zip(mine, others, strict=True)])
+    ends = {key: v if v is None else math.exp(v) for key, v in speedup.items() if key != "n"}
+    best = {"ours": min(mine), "theirs": min(others), "peak": max(peaks)}
+    return best | {"speedup": ends | {"n": pairs}}
 
 
 def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
@@ -234,67 +224,6 @@ def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
     return {"train": train, "evaluate": evaluate, "sample": sample}
 
 
-def compile_race(flow: RGFlow, y: Tensor, pairs: int) -> dict:
-    """Training steps with coupling layers compiled against steps without.
-
-    Returns:
-        :func:`race`'s ``speedup`` and ``spread``, ``startup``: seconds of the first step beyond a
-        later one, and ``pays_from``: training pictures after which compiling was worth it, or
-        ``None``.
-
-    Raises:
-        UserError: without a compiler.
-    """
-    compiled = copy.deepcopy(flow)
-    if not speed.compile_couplings(compiled):
-        raise UserError("compiling needs a C++ compiler: install g++, or name another in CXX")
-    fast, plain = tasks(compiled, y)["train"], tasks(flow, y)["train"]
-    # As on a machine that has never compiled it.
-    with torch.compiler.config.patch(force_disable_caches=True):
-        first = seconds(fast)
-    found = race(fast, plain, pairs)
-    one, other = (statistics.median(found[who]) for who in ("ours", "theirs"))
-    pays = math.ceil((first - one) / (other - one)) * len(y) if other > one else None
-    kept = {key: found[key] for key in ("speedup", "spread")}
-    return kept | {"startup": first - one, "pays_from": pays}
-
-
-def reach(published: dict, lean: dict, their_rate: float) -> dict:
-    """Time to the validation bpd that a published network's training reached.
-
-    Args:
-        published: record of that training, see :func:`train.train`.
-        lean: record of a lean model's training.
-        their_rate: training images per second of the published way of computing.
-
-    Returns:
-        ``bpd``, and ``ways``: ``images`` and ``seconds`` of the published way, ours, and the lean
-        model's (``None`` if it did not get there).
-    """
-    goal = min(entry["bpd"] for entry in published["validation"])
-    ways = {}
-    for name, record in (("ours", published), ("lean", lean)):
-        there = (entry for entry in record["validation"] if entry["bpd"] <= goal)
-        images = next((entry["images"] for entry in there), None)
-        share = images and images / record["images_seen"]
-        ways[name] = images and {"images": images, "seconds": share * record["seconds"]}
-    images = ways["ours"]["images"]
-    ways = {"published way": {"images": images, "seconds": images / their_rate}} | ways
-    return {"bpd": goal, "ways": ways}
-
-
-def time_shares(run: Callable[[], object], largest: int = 8) -> dict[str, float]:
-    """Share of the time of one call spent inside each torch operation, the largest first."""
-    run()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities) as profile:
-        run()
-    own = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
-    total = sum(own.values())
-    ranked = sorted(own.items(), key=lambda item: -item[1])[:largest]
-    return {name.removeprefix("aten::"): value / total for name, value in ranked}
-
-
 def randomise(flow: RGFlow, seed: int = 0) -> RGFlow:
     """Give a fresh flow random small gains: it is no longer the identity."""
     generator = torch.Generator().manual_seed(seed)
@@ -319,47 +248,3 @@ def pillow_render(labels: np.ndarray) -> np.ndarray:
                 canvas.paste(tile, (int(x), int(y)), tile)
         pictures.append(np.asarray(canvas))
     return np.stack(pictures)
-
-
-def training_cost(
-    image_size: int, batch: int, model: str = "lean", checkpointing: bool = False, steps: int = 3
-) -> dict:
-    """Time and memory of a training step, measured in a process of its own.
-
-    Returns:
-        ``seconds`` of the fastest step, ``memory``: bytes that training took beyond the model.
-    """
-    arguments = [image_size, batch, model, int(checkpointing), steps]
-    done = subprocess.run(
-        [sys.executable, "-m", "study.benchmarks", *map(str, arguments)],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return json.loads(done.stdout)
-
-
-def _resident_peak() -> int:
-    """Most bytes that this process has held (Linux; getrusage would count its parent's too)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
-def main() -> None:
-    parser = cli.Parser("One model's training step: prints seconds and bytes as JSON.")
-    for name in ("image_size", "batch"):
-        parser.add_argument(name, type=cli.count)
-    parser.add_argument("model", choices=("lean", "published"))
-    parser.add_argument("checkpointing", type=int, choices=(0, 1))
-    parser.add_argument("steps", type=cli.count)
-    args = parser.parse_args()
-    levels = (args.image_size // 4).bit_length()
-    fields = {"image_size": args.image_size, "coupling_layers": (4,) * levels}
-    flow = RGFlow(RGFlowConfig(**fields, **(LEAN if args.model == "lean" else {})))
-    flow.use_checkpointing(bool(args.checkpointing))
-    train = tasks(flow, torch.randn(args.batch, *flow.config.shape))["train"]
-    before = _resident_peak()
-    took = min(seconds(train) for _ in range(args.steps))
-    print(json.dumps({"seconds": took, "memory": _resident_peak() - before}))
-
-
-if __name__ == "__main__":
-    cli.run(main)

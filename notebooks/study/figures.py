@@ -1,772 +1,501 @@
-"""Every figure of the study, each drawn in one place from stored arrays and numbers.
+"""The study's eleven figures, each drawn by one function from the tidy table of results.
 
-Sizes are those of the printed page: figures are ``COLUMN`` or ``PAGE`` inches wide.
+Each gives ``figure, rows, arrays``: the rows that it shows and, of pictures, the arrays, which
+:func:`save` writes beside it. All are a column or a page wide and readable in grey, and go from
+the finest level, h = 0, to the coarsest. No panel shows two data sets.
 """
 
+from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib
 import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from rgflow_core.files import replacing
-from study import tables
-from study.results import title
+from rgflow_core.flow import RGFlow, RGFlowConfig, lattice_levels
+from study import results
 
-COLUMN, PAGE = 3.5, 7.0
-# Of Okabe and Ito's colours, which the colour-blind can tell apart. In grey, markers (of the prior)
-# and lines or hatches (of the set) do.
-COLOURS = {"laplace": "#e69f00", "gaussian": "#0072b2"}
-GREEN, GREY = "#009e73", "0.35"
-# Of things that are no priors.
-SERIES = ("#000000", "#d55e00", "#009e73", "#cc79a7")
-MARKERS = {"laplace": "o", "gaussian": "s"}
-DPI = {"png": 200, "pdf": 300}
-plt.rcParams |= {
-    "figure.dpi": 150,
-    "figure.constrained_layout.h_pad": 0.03,
-    "figure.constrained_layout.w_pad": 0.03,
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.grid.axis": "both",
-    "grid.alpha": 0.3,
-    "grid.linewidth": 0.5,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 1.1,
-    "lines.markersize": 3.5,
-    "errorbar.capsize": 2,
-    "hatch.linewidth": 0.6,
-    "pdf.fonttype": 42,
+SINGLE, DOUBLE = 3.4, 7.0  # inches
+# Under `with style():`, or in a function decorated by it, matplotlib draws like the study.
+style = partial(matplotlib.rc_context, {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5, "legend.fontsize": 7.5, "axes.linewidth": 0.6, "axes.axisbelow": True,
+    "grid.alpha": 0.3, "grid.linewidth": 0.5, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+    "legend.frameon": False, "lines.linewidth": 1.1, "lines.markersize": 4, "errorbar.capsize": 2,
+    "hatch.linewidth": 0.6, "pdf.fonttype": 42,
+})  # fmt: skip
+# Okabe and Ito's colours; in grey, markers and dashes tell things apart.
+BLUE, ORANGE, GREEN, PURPLE, RED = "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00"
+PRIORS = {
+    "gaussian": {"color": BLUE, "marker": "s", "linestyle": "-", "label": "Gaussian prior"},
+    "laplace": {"color": ORANGE, "marker": "o", "linestyle": "--", "label": "Laplace prior"},
 }
+FACTORS = {
+    "position": {"color": GREEN, "marker": "^", "linestyle": "-."},
+    "angle": {"color": BLUE, "marker": "s", "linestyle": "--"},
+    "colour": {"color": RED, "marker": "o", "linestyle": ":"},
+}
+SEED = {"marker": "o", "linestyle": "none", "mfc": "none", "color": "0.4", "ms": 3.5}
+Drawing = tuple[Figure, pd.DataFrame, dict[str, np.ndarray]]
 
 
-def save(figure: Figure, folder: str | Path, name: str, rows: list[dict]) -> None:
-    """Write a figure as PNG and PDF, and its data (:mod:`study.tables`) as CSV beside them.
+class _Shown:
+    """Selects rows of a table and keeps them: what a figure shows."""
 
-    No dates are written, so that equal figures are equal files.
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table, self.parts = table, []
+
+    def __call__(self, quantity: str, **where: object) -> pd.DataFrame:
+        self.parts.append(results.select(self.table, quantity, **where))
+        return self.parts[-1]
+
+    def by_set(self, quantity: str) -> dict[str, dict[str, dict]]:
+        """Set -> its models of which a quantity is known -> how each is drawn."""
+        sets, known = {}, set(results.select(self.table, quantity)["model"])
+        for name in sorted(known):
+            if (prior := name.partition("_")[2]) in PRIORS:
+                sets.setdefault(name.partition("_")[0], {})[name] = PRIORS[prior]
+        return sets
+
+    def rows(self, name: str = "", arrays: dict[str, np.ndarray] | None = None) -> pd.DataFrame:
+        """All rows, and the arrays in the file NAME.npz beside the figure."""
+        sources = [{"file": f"{name}.npz", "array": k} for k in arrays or {}]
+        rows = pd.concat([pd.DataFrame(sources), *self.parts])
+        return rows.drop_duplicates().dropna(axis=1, how="all")
+
+
+@style()
+def save(folder: str | Path, name: str, figure: Figure, rows: pd.DataFrame, arrays: dict) -> None:
+    """Write NAME.pdf and .png, NAME.csv with its rows and, if it shows pictures, NAME.npz.
+
+    Each is written whole, and without dates, so that equal figures are equal files.
     """
-    for kind, dpi in DPI.items():
-        no_date = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-        with replacing(Path(folder) / f"{name}.{kind}") as temporary:
-            figure.savefig(temporary, dpi=dpi, metadata=no_date)
-    tables.write_csv(Path(folder) / f"{name}.csv", rows)
-
-
-def _axes(rows: int, columns: int, width: float, height: float, **kwargs: object) -> tuple:
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **kwargs
-    )
-    return figure, axes
-
-
-def _width(panels: int) -> float:
-    return COLUMN if panels == 1 else PAGE
-
-
-def _bare(axis: plt.Axes) -> None:
-    axis.set(xticks=[], yticks=[])
-    for spine in axis.spines.values():
-        spine.set_visible(False)
-
-
-def _line(name: str, one_set: bool = False) -> dict:
-    """How a model is drawn as a line: colour and marker of its prior, dashes of its set.
-
-    In a panel of ``one_set`` all are drawn through, and the label leaves the set out.
-    """
-    set_name, prior, *_ = name.split("_")
-    first = one_set or set_name == "msds1"
-    return {
-        "color": COLOURS[prior], "marker": MARKERS[prior],
-        "label": title(name).removeprefix(f"{set_name.upper()}, " if one_set else ""),
-        "linestyle": "-" if first else "--", "markerfacecolor": None if first else "white",
-    }  # fmt: skip
-
-
-def _bar(name: str) -> dict:
-    """How a model is drawn as a bar, with black error bars."""
-    set_name, prior, *_ = name.split("_")
-    return {
-        "color": COLOURS[prior], "hatch": None if set_name == "msds1" else "/////",
-        "edgecolor": "white", "linewidth": 0, "label": title(name),
-        "error_kw": {"elinewidth": 0.8, "capsize": 1.5},
-    }  # fmt: skip
-
-
-def _legend(figure: Figure, columns: int = 2) -> None:
-    """One legend of all panels below them, where it covers nothing; reference lines come last."""
-    shown = {}
-    for axis in figure.axes:
-        shown |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    labels = sorted(shown, key=lambda label: isinstance(shown[label], Line2D))
-    handles = [shown[label] for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
-def _beside(k: int, count: int, levels: int) -> np.ndarray:
-    """Where the k-th of several models is drawn at each level, so that marks do not hide others."""
-    return np.arange(levels) + 0.06 * (k - (count - 1) / 2)
-
-
-def _levels(axis: plt.Axes, levels: int) -> None:
-    axis.set_xticks(range(levels))
-    axis.set_xlabel("RG level h (0 is the finest)")
-
-
-def _write_in(axis: plt.Axes, values: np.ndarray, texts: list[list[str]], top: float) -> object:
-    """Values (rows, columns) as colours from 0 to ``top``, with a text in each cell."""
-    image = axis.imshow(values, cmap="cividis", vmin=0, vmax=top, aspect="auto")
-    for (i, j), value in np.ndenumerate(values):
-        colour = "white" if value < 0.6 * top else "black"
-        axis.text(j, i, texts[i][j], ha="center", va="center", fontsize=6, color=colour)
-    return image
-
-
-def _tile(pictures: np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
-    """Pictures (N, l, l, 3) side by side on white, at most ``columns`` in a row."""
-    rows = -(-len(pictures) // columns)
-    edge = pictures.shape[1] + gap
-    kind = pictures.dtype
-    white = 255 if kind == np.uint8 else 1
-    sheet = np.full((rows * edge - gap, columns * edge - gap, 3), white, kind)
-    for k, picture in enumerate(pictures):
-        i, j = divmod(k, columns)
-        sheet[i * edge :, j * edge :][: edge - gap, : edge - gap] = picture
-    return sheet
-
-
-def picture_sheets(
-    sheets: dict[str, np.ndarray], columns: int, width: float = PAGE, across: int = 1
-) -> Figure:
-    """Titled sheets of pictures (N, l, l, 3), as many ``across``, ``columns`` pictures in a row."""
-    tiles = {name: _tile(pictures, columns) for name, pictures in sheets.items()}
-    shape = next(iter(tiles.values())).shape
-    rows = -(-len(tiles) // across)
-    height = shape[0] / shape[1] * width / across + 0.2
-    figure, axes = _axes(rows, across, width, rows * height)
-    for axis in axes.flat:
-        _bare(axis)
-    for axis, (name, sheet) in zip(axes.flat, tiles.items(), strict=False):
-        axis.imshow(sheet, interpolation="nearest")
-        axis.set_title(name, loc="left", pad=3)
-    return figure
-
-
-def label_histograms(labels: dict[str, np.ndarray]) -> Figure:
-    """Marginal distributions of MSDS labels (N, 4, 4, 6): offset, angle, red; a row per set."""
-    figure, axes = _axes(len(labels), 3, PAGE, 1.6 * len(labels))
-    style = {"density": True, "color": GREY}
-    for row, (name, values) in zip(axes, labels.items(), strict=True):
-        offset = values[..., 0] - 8 * np.arange(4)[:, None]
-        row[0].hist(offset.ravel(), bins=np.arange(-1.5, 2), rwidth=0.8, **style)
-        row[1].hist(values[..., 2].ravel(), bins=45, **style)
-        row[2].hist(values[..., 3].ravel(), bins=np.arange(0, 257, 8), **style)
-        for axis, label in zip(row, ("offset dx / pixels", "angle / degrees", "red"), strict=True):
-            axis.set_xlabel(label)
-        row[0].set_ylabel(f"{name.upper()}: density")
-    return figure
-
-
-def training_curves(curves: dict[str, dict], published: dict) -> Figure:
-    """Validation bpd against images seen; published test values of the same sets as lines.
-
-    Args:
-        curves: of each model, ``images``, ``bpd`` and its ``stderr`` (two are drawn).
-        published: the content of ``data/published.json``.
-    """
-    sets = sorted({name.split("_")[0] for name in curves})
-    figure, axes = _axes(1, len(sets), _width(len(sets)), 2.7, sharey=True)
-    for axis, set_name in zip(axes[0], sets, strict=True):
-        for name in (name for name in curves if name.startswith(set_name)):
-            images, error = (np.array(curves[name][key]) for key in ("images", "stderr"))
-            style = _line(name, one_set=True)
-            if not name.endswith("_shipped"):
-                style |= {"marker": "x", "linestyle": ":"}
-            axis.errorbar(images / 1000, curves[name]["bpd"], 2 * error, **style)
-        for prior, bpd in published["bpd"].get(set_name, {}).items():
-            label = f"{prior.capitalize()}, {published['system']}"
-            axis.axhline(bpd, ls="-.", lw=0.8, color=COLOURS[prior], label=label)
-        axis.set(xlabel="training pictures seen / thousands", title=set_name.upper())
-        axis.grid()
-    axes[0, 0].set_ylabel("bits per dimension")
-    _legend(figure, 2 * len(sets))
-    return figure
-
-
-def bpd_bars(rows: list[dict]) -> Figure:
-    """Test bpd of our models with standard errors, the published values, and the limits."""
-    figure, axes = _axes(1, 1, COLUMN, 0.32 * len(rows) + 0.5)
-    axis = axes[0, 0]
-    for k, row in enumerate(rows):
-        colour = COLOURS.get(row["prior"], GREY)
-        error = None if row["stderr"] is None else 2 * row["stderr"]
-        theirs = {"facecolor": "white", "edgecolor": colour, "hatch": "/////"}
-        style = theirs if row["source"] == "published" else {"color": colour}
-        axis.barh(k, row["bpd"], xerr=error, height=0.6, **style)
-        value = row["bpd"] if row["source"] == "published" else f"{row['bpd']:.3f}"
-        axis.text(row["bpd"], k, f"  {value}", va="center", fontsize=7)
-    axis.set_yticks(range(len(rows)), [row["label"].replace(": ", ":\n") for row in rows])
-    axis.tick_params(axis="y", labelsize=6.5)
-    axis.invert_yaxis()
-    axis.margins(x=0.35)
-    axis.set_xlabel("test bits per dimension\n± 2 standard errors")
-    return figure
-
-
-def level_bits(bits: dict[str, dict]) -> Figure:
-    """Bits per dimension that each level pays, of several models; bytes and logit apart.
-
-    Coarse levels have their own scale, being of few latents; two standard errors are drawn.
-    """
-    levels = len(next(iter(bits.values()))["levels"])
-    figure, axes = _axes(1, 2, COLUMN, 2.2)
-    for axis, part in zip(axes[0], np.array_split(np.arange(levels), 2), strict=True):
-        width = 0.8 / len(bits)
-        for k, (name, of) in enumerate(bits.items()):
-            values, errors = (np.array(of[key])[part] for key in ("levels", "stderr"))
-            at = part + width * (k - (len(bits) - 1) / 2)
-            axis.bar(at, values, width, yerr=2 * errors, **_bar(name))
-        axis.axhline(0, color="black", lw=0.6)
-        axis.set_xticks(part, [f"h = {h}" for h in part])
-    axes[0, 0].set_ylabel("bits per dimension,\nbytes and logit apart")
-    _legend(figure)
-    return figure
-
-
-def frechet_curves(curves: dict[str, list[dict]], floors: dict[str, float]) -> Figure:
-    """Frechet distance in our own features against temperature; real halves as the floor."""
-    sets = sorted(floors)
-    figure, axes = _axes(1, len(sets), _width(len(sets)), 2.6, sharey=True)
-    for axis, set_name in zip(axes[0], sets, strict=True):
-        for name, points in curves.items():
-            if not name.startswith(set_name):
-                continue
-            mean, spread = (np.array([p[key] for p in points]) for key in ("value", "spread"))
-            t = [p["temperature"] for p in points]
-            axis.errorbar(t, mean, 2 * spread, **_line(name, one_set=True))
-        axis.axhline(floors[set_name], ls=":", color=GREY, label="real pictures")
-        axis.set(xlabel="temperature (factor of the prior's scale)", yscale="log")
-        axis.set_title(set_name.upper())
-        axis.grid()
-    axes[0, 0].set_ylabel("Fréchet distance (own features)")
-    _legend(figure, columns=3)
-    return figure
-
-
-def seed_points(
-    groups: dict[str, list[float]], comparisons: dict[str, dict] | None = None
-) -> Figure:
-    """Test bpd of several seeds by group and, of paired seeds, differences with 95 % intervals."""
-    figure, axes = _axes(1, 1 + bool(comparisons), _width(1 + bool(comparisons)), 2.4)
-    axis = axes[0, 0]
-    for k, (name, values) in enumerate(groups.items()):
-        prior = name.split(", ")[1]
-        at = k + np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [k]
-        axis.plot(at, values, MARKERS[prior], color=COLOURS[prior], markerfacecolor="none")
-        axis.hlines(np.mean(values), k - 0.3, k + 0.3, color=COLOURS[prior])
-    labels = ["\n".join(title(name.replace(", ", "_")).split(", ")) for name in groups]
-    axis.set_xticks(range(len(groups)), labels, fontsize=6.5)
-    axis.set(ylabel="test bits per dimension", xlim=(-0.6, len(groups) - 0.4))
-    axis.grid(axis="y")
-    if comparisons:
-        axis = axes[0, 1]
-        for k, of in enumerate(comparisons.values()):
-            ends = [[of["mean"] - of["low"]], [of["high"] - of["mean"]]]
-            axis.errorbar(of["mean"], k, xerr=ends, fmt="D", color="black")
-        names = [
-            "\nless ".join(title(side.replace(", ", "_")) for side in name.split(" less "))
-            for name in comparisons
-        ]
-        axis.set_yticks(range(len(names)), names, fontsize=6.5)
-        axis.set(ylim=(len(names) - 0.5, -0.5))
-        axis.set_xlabel("difference in test bpd, 95 % interval")
-        axis.axvline(0, color=GREY, lw=0.8)
-        axis.grid(axis="x")
-    return figure
-
-
-def ablation_points(rows: dict[str, dict]) -> Figure:
-    """What each change of the narrow network does to the test bpd, a point for each seed.
-
-    Beside it the validation curves of the last seed: unchanged in black, the rest in grey, the
-    one that ends highest with its name.
-    """
-    changed = {n: row for n, row in rows.items() if n != "unchanged" and row["less_unchanged"]}
-    names = sorted(changed, key=lambda name: np.mean(changed[name]["less_unchanged"]))
-    figure, axes = _axes(1, 2, PAGE, 0.22 * len(names) + 0.9)
-    axis, curves = axes[0]
-    for k, name in enumerate(names):
-        values = changed[name]["less_unchanged"]
-        axis.plot(values, [k] * len(values), "o", color=GREEN, markerfacecolor="none")
-        axis.plot(np.mean(values), k, "|", ms=9, color="black")
-    axis.axvline(0, color=GREY, lw=0.8)
-    axis.set_xscale("symlog", linthresh=0.1)
-    axis.margins(x=0.1)
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axis.set(ylim=(-0.6, len(names) - 0.4))
-    axis.set_xlabel(
-        "test bpd less that of the unchanged network\n(linear up to ± 0.1, then logarithmic)"
-    )
-    axis.grid(axis="x")
-    drawn = {name: row["curve"] for name, row in rows.items() if "curve" in row}
-    for name, curve in drawn.items():
-        style = {"color": GREY, "lw": 0.8}
-        if name == "unchanged":
-            style = {"color": "black", "lw": 1.4, "zorder": 3, "label": name}
-        curves.plot([n / 1000 for n in curve["images"]], curve["bpd"], ".-", **style)
-    if "unchanged" in drawn:
-        curves.legend(loc="lower left")
-    worst = max(drawn, key=lambda name: drawn[name]["bpd"][-1])
-    curves.annotate(
-        worst.replace("_", " "), (drawn[worst]["images"][-1] / 1000, drawn[worst]["bpd"][-1]),
-        (0, 10), textcoords="offset points", ha="right", fontsize=7,
-    )  # fmt: skip
-    curves.set(xlabel="training pictures seen / thousands", ylabel="validation bpd")
-    return figure
-
-
-def latent_histograms(histograms: dict[str, np.ndarray], levels: int) -> Figure:
-    """Latent densities against the prior, a row per model and a column per level, log scale.
-
-    ``histograms`` holds ``edges``, and ``MODEL/hH`` and ``MODEL/prior`` densities.
-    """
-    edges = histograms["edges"]
-    middle = (edges[1:] + edges[:-1]) / 2
-    names = sorted(k.removesuffix("/prior") for k in histograms if k.endswith("/prior"))
-    figure, axes = _axes(
-        len(names), levels, PAGE, 1.25 * len(names) + 0.5, sharex=True, sharey=True
-    )
-    for row, name in zip(axes, names, strict=True):
-        for h, axis in enumerate(row):
-            axis.fill_between(
-                middle, histograms[f"{name}/h{h}"], 1e-6, step="mid", linewidth=0, alpha=0.6,
-                color=COLOURS[name.split("_")[1]],
-            )  # fmt: skip
-            axis.plot(middle, histograms[f"{name}/prior"], "k-", lw=0.8)
-            axis.set(yscale="log", ylim=(1e-5, 3))
-        row[0].set_ylabel(f"{title(name)}\ndensity")
-    for h, axis in enumerate(axes[0]):
-        axis.set_title(f"h = {h}")
-    for axis in axes[-1]:
-        axis.set_xlabel("latent z")
-    return figure
-
-
-def kurtosis_bars(kurtosis: dict[str, list[dict]]) -> Figure:
-    """Excess kurtosis per level and model, two standard errors; priors' own as lines."""
-    figure, axes = _axes(1, 1, COLUMN, 2.5)
-    axis = axes[0, 0]
-    width = 0.8 / len(kurtosis)
-    for k, (name, levels) in enumerate(kurtosis.items()):
-        at = np.arange(len(levels)) + (k - (len(kurtosis) - 1) / 2) * width
-        values, errors = ([level[x] for level in levels] for x in ("value", "stderr"))
-        axis.bar(at, values, width, yerr=2 * np.array(errors), **_bar(name))
-    axis.axhline(3, color=COLOURS["laplace"], ls=":", lw=0.8, label="Laplace density")
-    axis.axhline(0, color=COLOURS["gaussian"], ls="-.", lw=0.8, label="Gaussian density")
-    _levels(axis, len(levels))
-    axis.set_ylabel("excess kurtosis")
-    _legend(figure)
-    return figure
-
-
-def sparsity_panels(rows: dict[str, list[dict]], references: dict[str, dict]) -> Figure:
-    """Four measures of :mod:`study.sparsity` by level, two standard errors.
-
-    Args:
-        rows: of each model, the measures of each level.
-        references: measure -> prior -> its value for a density of that kind.
-    """
-    labels = {
-        "hoyer": "Hoyer sparsity",
-        "near_zero": "share within a tenth\nof a standard deviation",
-        "kolmogorov": "Kolmogorov distance\nto the prior",
-        "rotation": "fall of log p(z) by rotation\n/ nats per latent",
-    }
-    figure, axes = _axes(2, 2, PAGE, 4.2, sharex=True)
-    for axis, (measure, label) in zip(axes.flat, labels.items(), strict=True):
-        for k, (name, levels) in enumerate(rows.items()):
-            values, errors = ([row[measure][x] for row in levels] for x in ("value", "stderr"))
-            at = _beside(k, len(rows), len(levels))
-            axis.errorbar(at, values, 2 * np.array(errors), **_line(name))
-        for prior, value in references.get(measure, {}).items():
-            line = {"laplace": ":", "gaussian": "-."}[prior]
-            label_of = f"{prior.capitalize()} density"
-            axis.axhline(value, ls=line, lw=1, color=COLOURS[prior], label=label_of)
-        axis.set_ylabel(label)
-        axis.grid()
-    for axis in axes[1]:
-        _levels(axis, len(levels))
-    _legend(figure, columns=3)
-    return figure
-
-
-def correlation_maps(tops: dict[str, np.ndarray], means: dict[str, np.ndarray]) -> Figure:
-    """Of each model: correlations of the top level's latents, and means of |r| over levels."""
-    figure, axes = _axes(2, len(tops), _width(len(tops)), 3.6)
-    peak = max(float(np.nanmax(m)) for m in means.values())
-    for (top, bottom), name in zip(axes.T, tops, strict=True):
-        signed = top.imshow(tops[name], cmap="RdBu_r", vmin=-1, vmax=1)
-        top.set(title=title(name), xticks=[], yticks=[], xlabel="latents of the top level")
-        texts = [[f"{value:.3f}" for value in row] for row in means[name]]
-        mean = _write_in(bottom, means[name], texts, peak)
-        ticks = range(len(means[name]))
-        bottom.set(xticks=ticks, yticks=ticks, xlabel="RG level h", box_aspect=1)
-    axes[1, 0].set_ylabel("RG level h")
-    figure.colorbar(signed, ax=axes[0].tolist(), label="correlation")
-    figure.colorbar(mean, ax=axes[1].tolist(), label="mean |correlation|")
-    return figure
-
-
-def cones(areas: dict[str, list[dict]], touched: dict[str, list[float]]) -> Figure:
-    """Receptive fields against their causal cone by level, and latents touched against L."""
-    figure, (axes,) = _axes(1, 2, PAGE, 2.6)
-    name, rows = next(iter(areas.items()))
-    at = range(len(rows))
-    lines = {
-        "cone": ("causal cone", {"color": "black", "marker": "^"}),
-        "area": ("90 % of E|∂G/∂z|", {"color": GREEN, "marker": "o"}),
-        "difference": ("90 % of IGF23's difference", {"color": GREY, "marker": "D", "ls": "--"}),
-    }
-    for key, (label, style) in lines.items():
-        error = [2 * row["stderr"] for row in rows] if key == "area" else None
-        axes[0].errorbar(at, [row[key] for row in rows], error, label=label, **style)
-    axes[0].set(yscale="log", ylim=(4, 2000), ylabel="area / pixels", title=title(name))
-    _levels(axes[0], len(rows))
-    sizes = np.array(touched["sizes"])
-    axes[1].plot(sizes, touched["pixel"], "-o", color=GREEN, label="RG-Flow")
-    axes[1].plot(sizes, sizes**2, "--", color=GREY, label="all, as in a plain RealNVP: L²")
-    axes[1].set(xscale="log", yscale="log", xlabel="edge L of the picture / pixels")
-    axes[1].set_ylabel("positions touched by one pixel")
-    axes[1].set_xticks(sizes, sizes)
-    axes[1].minorticks_off()
-    for axis in axes:
-        axis.grid()
-        axis.legend()
-    return figure
-
-
-def factor_maps(maps: dict[str, list[dict[str, dict]]], label: str, top: float) -> Figure:
-    """Level by factor, a panel for each model, with values and standard errors written in.
-
-    Args:
-        maps: of each model, for each level: factor -> ``value``, ``stderr``.
-        label: of the colour bar.
-        top: the brightest value shown.
-    """
-    across = min(2, len(maps))
-    down = -(-len(maps) // across)
-    figure, axes = _axes(down, across, across * COLUMN, 1.8 * down + 0.5)
-    for axis, (name, levels) in zip(axes.flat, maps.items(), strict=False):
-        names = list(levels[0])
-        values = np.array([[row[f]["value"] for f in names] for row in levels])
-        texts = [
-            # Adding 0 makes a rounded -0 positive.
-            [f"{round(row[f]['value'], 3) + 0:.3f}\n± {row[f]['stderr']:.3f}" for f in names]
-            for row in levels
-        ]
-        image = _write_in(axis, values, texts, top)
-        axis.set_xticks(range(len(names)), [f.replace(" ", "\n") for f in names])
-        axis.set_yticks(range(len(levels)), [f"h = {h}" for h in range(len(levels))])
-        axis.set_title(title(name))
-    for axis in axes.flat[len(maps) :]:
-        axis.remove()
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), location="bottom", aspect=60, pad=0.03)
-    bar.set_label(f"{label} ± standard error")
-    return figure
-
-
-def receptive_field_maps(maps: dict[str, np.ndarray], levels: int) -> Figure:
-    """Receptive fields, a row per level from the coarsest: single latents, then their mean.
-
-    ``maps`` holds ``hH`` (n, L, L) and ``hH/centred`` (L, L), each drawn relative to its maximum.
-    """
-    shown = 5
-    figure, axes = _axes(levels, shown + 1, PAGE, 1.12 * levels + 0.2)
-    for row, h in zip(axes, reversed(range(levels)), strict=True):
-        for axis, field in [
-            *zip(row, maps[f"h{h}"][:shown], strict=False),
-            (row[-1], maps[f"h{h}/centred"]),
-        ]:
-            image = axis.imshow(field / field.max(), cmap="magma", interpolation="nearest", vmin=0)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(f"h = {h}")
-    for k in range(shown):
-        axes[0, k].set_title(f"latent {k + 1}")
-    axes[0, -1].set_title("mean, centred")
-    bar = figure.colorbar(image, ax=axes.ravel().tolist(), aspect=50, pad=0.01)
-    bar.set_label("E|∂G/∂z|, relative to its maximum")
-    return figure
-
-
-def receptive_field_areas(areas: dict[str, list[dict]]) -> Figure:
-    """Area that holds 90 % of a receptive field against the level, two standard errors."""
-    figure, axes = _axes(1, 1, COLUMN, 2.8)
-    axis = axes[0, 0]
-    for k, (name, levels) in enumerate(areas.items()):
-        mean, error = (np.array([level[x] for level in levels]) for x in ("area", "stderr"))
-        axis.errorbar(_beside(k, len(areas), len(mean)), mean, 2 * error, **_line(name))
-    steps = np.arange(len(mean))
-    start = np.mean([levels[0]["area"] for levels in areas.values()])
-    axis.plot(steps, start * 4.0**steps, "k:", lw=0.8, label="edge doubles each level")
-    axis.set(yscale="log", ylabel="pixels with 90 % of the effect", ylim=(10, 3000))
-    axis.axhline(1024, color=GREY, lw=0.8)
-    axis.text(0, 1070, "whole picture", fontsize=7, va="bottom", color=GREY)
-    _levels(axis, len(mean))
-    axis.grid()
-    _legend(figure)
-    return figure
-
-
-def generation(steps: list[np.ndarray]) -> Figure:
-    """The picture after each level of generation, coarse to fine; a row per sample."""
-    count = len(steps[0])
-    edge = COLUMN / len(steps)
-    figure, axes = _axes(count, len(steps), COLUMN, edge * count + 0.3)
-    for k, pictures in enumerate(steps):
-        size = pictures.shape[1]
-        axes[0, k].set_title(f"h = {len(steps) - 1 - k}\n{size} × {size}")
-        for axis, picture in zip(axes[:, k], pictures, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            _bare(axis)
-    return figure
-
-
-def mixing(pictures: np.ndarray, first: np.ndarray, second: np.ndarray) -> Figure:
-    """Mixtures (n + 1, pairs, L, L, 3) between image A (all levels) and image B (all levels)."""
-    count, pairs = pictures.shape[:2]
-    edge = PAGE / (count + 2)
-    figure, axes = _axes(pairs, count + 2, PAGE, edge * pairs + 0.2)
-    titles = ["A"] + [f"A: h ≥ {h}" for h in range(count)] + ["B"]
-    titles[1], titles[-2] = "A: all", "B: all"
-    for p in range(pairs):
-        row = [first[p], *pictures[:, p], second[p]]
-        for axis, picture, name in zip(axes[p], row, titles, strict=True):
-            axis.imshow(picture, interpolation="nearest")
-            _bare(axis)
-            if p == 0:
-                axis.set_title(name)
-    return figure
-
-
-def benchmark_bars(rates: dict[str, dict]) -> Figure:
-    """Images per second and fraction of the matrix-product peak, ours beside the published way."""
-    figure, axes = _axes(1, 2, PAGE, 2.4)
-    names = list(dict.fromkeys(key.split("/")[0] for key in rates))
-    kinds = (("images_per_second", "images per second"), ("of_peak", "fraction of the peak"))
-    for axis, (key, label) in zip(axes[0], kinds, strict=True):
-        for k, (who, colour) in enumerate((("ours", GREEN), ("theirs", "0.7"))):
-            values = [rates[f"{name}/{who}"][key] for name in names]
-            bars = axis.bar(np.arange(len(names)) + 0.4 * k - 0.2, values, 0.4, color=colour)
-            axis.bar_label(bars, fmt="%.2g", fontsize=7)
-            bars.set_label("this package" if who == "ours" else "the published way")
-        axis.set_xticks(range(len(names)), names)
-        axis.set_ylabel(label)
-        axis.margins(y=0.3)
-    axes[0, 0].legend(loc="upper left")
-    return figure
-
-
-def cost_per_pixel(costs: dict[str, dict]) -> Figure:
-    """Time and memory per pixel of a training step, by lattice edge, batch and checkpointing."""
-    figure, axes = _axes(1, 2, PAGE, 2.6)
-    for axis, (key, scale, label) in zip(
-        axes[0],
-        (("seconds", 1e6, "microseconds per pixel"), ("memory", 1e-3, "kilobytes per pixel")),
-        strict=True,
-    ):
-        values = [cost[key] / cost["pixels"] * scale for cost in costs.values()]
-        axis.bar(range(len(costs)), values, color=GREEN)
-        axis.set_xticks(range(len(costs)), list(costs), rotation=60, ha="right")
-        axis.set_ylabel(label)
-    return figure
-
-
-def temperature_split(
-    uniform: dict[str, list[dict]], split: dict[str, dict], floors: dict[str, dict]
-) -> Figure:
-    """Frechet distance against a uniform temperature, and that of the authors' split as a band.
-
-    Args:
-        uniform: of each model, ``temperature``, ``value`` and ``stderr`` of each point.
-        split: of each model, ``value`` and ``stderr``.
-        floors: of each set, those of real pictures against others.
-    """
-    figure, axes = _axes(1, len(floors), _width(len(floors)), 2.8, sharey=True)
-    for axis, (set_name, floor) in zip(axes[0], floors.items(), strict=True):
-        for name in (name for name in uniform if name.startswith(set_name)):
-            t, value, error = (
-                np.array([p[key] for p in uniform[name]])
-                for key in ("temperature", "value", "stderr")
-            )
-            style = _line(name, one_set=True)
-            axis.errorbar(t, value, 2 * error, **style)
-            low, high = (split[name]["value"] + d * split[name]["stderr"] for d in (-2, 2))
-            axis.axhspan(
-                low, high, color=style["color"], alpha=0.4, linewidth=0,
-                hatch={"o": "////", "s": None}[style["marker"]], label=f"{style['label']}, split",
-            )  # fmt: skip
-        axis.axhline(floor["value"], ls=":", color=GREY, label="real pictures")
-        axis.set(xlabel="temperature", title=set_name.upper(), yscale="log", xticks=t)
-        axis.grid()
-    axes[0, 0].set_ylabel("Fréchet distance (own features)")
-    _legend(figure, 2 + len(floors))
-    return figure
-
-
-def resemblance(rows: dict[str, list[dict[str, dict]]]) -> Figure:
-    """How far mixtures have gone from the fine to the coarse source, factor by factor.
-
-    Args:
-        rows: of each model, from :func:`separation.resemblance`.
-    """
-    across = min(2, len(rows))
-    down = -(-len(rows) // across)
-    figure, axes = _axes(down, across, across * COLUMN, 1.7 * down + 0.6, sharex=True, sharey=True)
-    for axis, (name, levels) in zip(axes.flat, rows.items(), strict=False):
-        for k, factor in enumerate(levels[0]):
-            value, error = (
-                np.array([r[factor][key] for r in levels]) for key in ("value", "stderr")
-            )
-            style = {"color": SERIES[k], "marker": "os^D"[k], "ls": ("-", "--", "-.", ":")[k]}
-            at = _beside(k, len(levels[0]), len(levels))
-            axis.errorbar(at, value, 2 * error, label=factor, **style)
-        axis.set(title=title(name), xticks=range(len(levels)))
-        axis.grid()
-    for axis in axes[-1]:
-        axis.set_xlabel("levels ≥ h are of the coarse source: h")
-    figure.supylabel("nearness to the coarse source", fontsize=8)
-    _legend(figure, 2 * across)
-    return figure
-
-
-def mixing_sheet(grid: np.ndarray, fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
-    """Mixtures (n, m, L, L, 3) with the coarse sources above and the fine ones to the left.
-
-    Returns:
-        ((n + 1) (m + 1), L, L, 3), row by row.
-    """
-    white = 255 if grid.dtype == np.uint8 else 1
-    head = np.concatenate([np.full_like(fine[:1], white), coarse])[None]
-    return np.concatenate([head, np.concatenate([fine[:, None], grid], 1)]).reshape(
-        -1, *fine.shape[1:]
-    )
-
-
-def mixing_grid(grid: np.ndarray, fine: np.ndarray, coarse: np.ndarray, title: str) -> Figure:
-    """Mixtures (rows, columns, L, L, 3): a fine source (L, L, 3) per row, a coarse one per column."""
-    sheet = {title: mixing_sheet(grid, fine, coarse)}
-    return picture_sheets(sheet, grid.shape[1] + 1, COLUMN)
-
-
-def traversals(pictures: np.ndarray, values: np.ndarray, labels: list[str], title: str) -> Figure:
-    """Pictures (n, k, L, L, 3): a row per latent, whose value is above the column."""
+    path = Path(folder) / name
+    for kind, no_date in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        with replacing(path.with_suffix(f".{kind}")) as temporary:
+            figure.savefig(temporary, dpi=200, metadata=no_date)
+    results.write_csv(path.with_suffix(".csv"), rows)
+    if arrays:
+        with replacing(path.with_suffix(".npz")) as temporary:
+            np.savez_compressed(temporary, **arrays)
+
+
+def _axes(width: float, height: float, rows: int, columns: int, **kwargs: object) -> tuple:
+    figure = Figure((width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+
+
+def _points(axis: Axes, at: object, rows: pd.DataFrame, flat: bool = False, **look: object) -> None:
+    """Values with their 95 % intervals, where there are; ``flat``: along the horizontal axis."""
+    value = rows["value"].to_numpy(float)
+    error = np.nan_to_num(np.abs(rows[["low", "high"]].to_numpy(float).T - value))
+    x, y, which = (value, at, "xerr") if flat else (at, value, "yerr")
+    axis.errorbar(x, y, **{which: error}, **look)
+
+
+def _line(axis: Axes, x: str, rows: pd.DataFrame, shift: float = 0, **look: object) -> None:
+    """Values against the level, or whatever condition the column ``x`` holds."""
+    rows = rows.assign(x=rows[x].astype(float)).sort_values("x")
+    _points(axis, rows["x"] + shift, rows, **look)
+    if x == "level":
+        axis.set_xticks(sorted(set(rows["x"].astype(int))))
+        axis.set_xlabel("RG level h (0 = finest)")
+    axis.grid(alpha=0.3)
+
+
+def _legend(figure: Figure, columns: int) -> None:
+    """One legend below all panels, where it covers nothing."""
+    parts = (zip(*axis.get_legend_handles_labels(), strict=True) for axis in figure.axes)
+    keys = {label: handle for part in parts for handle, label in part}
+    figure.legend(keys.values(), keys, loc="outside lower center", ncols=columns)
+
+
+def _sheet(axis: Axes, pictures: np.ndarray, labels: list[str] | None = None) -> None:
+    """Pictures (rows, columns, L, L, 3) side by side on white; column k is centred at x = k."""
     rows, columns = pictures.shape[:2]
-    edge = (PAGE - 1) / columns
-    figure, axes = _axes(rows, columns, PAGE, edge * rows + 0.5)
-    for row, drawn, label in zip(axes, pictures, labels, strict=True):
-        for axis, one in zip(row, drawn, strict=True):
-            axis.imshow(one, interpolation="nearest")
-            _bare(axis)
-        row[0].set_ylabel(label.replace(", at ", "\n"))
-    for axis, value in zip(axes[0], values, strict=True):
-        axis.set_title(f"{value:+.0f}")
-    figure.suptitle(title, fontsize=8)
-    return figure
+    padded = np.pad(pictures, [(0, 0)] * 2 + [(1, 1)] * 2 + [(0, 0)], constant_values=255)
+    sheet = padded.swapaxes(1, 2).reshape(rows * padded.shape[2], -1, 3)
+    axis.imshow(sheet, interpolation="none", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
+    axis.set(xticks=[], yticks=range(rows), yticklabels=labels or [""] * rows)
+    axis.tick_params(axis="y", length=0)
+    axis.spines[:].set_visible(False)
 
 
-RESTORATIONS = {
-    "grey": (GREY, "x:"),
-    "black": ("black", "+:"),
-    "interpolated": (SERIES[3], "d:"),
-    "search, cone": (SERIES[1], "o-"),
-    "latents of the cone": (SERIES[0], "s-"),
-    "all latents": (SERIES[0], "v--"),
+def _last(arrays: dict[str, np.ndarray], kind: str) -> list[str]:
+    """Of each set the last model by name of which there are arrays KIND/MODEL."""
+    names = sorted(key.split("/")[1] for key in arrays if key.startswith(f"{kind}/"))
+    return [*{results.split_name(name)[0]: name for name in names}.values()]
+
+
+@style()
+def data(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
+    """Test pictures; ``pictures/SET`` (N, L, L, 3)."""
+    shared = {"msds1": ("colour", "angle"), "msds2": ("angle", "colour")}
+    arrays = {key: arrays[key][:16] for key in sorted(arrays) if key.startswith("pictures/")}
+    figure, axes = _axes(DOUBLE, 1.25, 1, len(arrays))
+    for axis, (key, pictures) in zip(axes[0], arrays.items(), strict=True):
+        whole, local = shared[key[9:]]
+        _sheet(axis, pictures.reshape(2, -1, *pictures.shape[1:]))
+        axis.set_title(f"{key[9:].upper()}. Global: one {whole} a picture")
+        axis.set_xlabel(f"Local, of each ellipse: {local}, position, {whole} jitter")
+    return figure, _Shown(table).rows("fig01_data", arrays), arrays
+
+
+LAYERS = {
+    "decimator": {"edgecolor": GREEN, "linestyle": "-", "linewidth": 1.2},
+    "disentangler": {"edgecolor": PURPLE, "linestyle": (0, (3, 1.5)), "linewidth": 1.2},
 }
 
 
-def restoration(rows: dict[str, list[dict]]) -> Figure:
-    """Error on restored patches, and how many are as probable as the truth, against their edge.
+def _box(axis: Axes, x: float, y: float, wide: float, high: float, text: str = "", **look) -> None:
+    look = {"facecolor": "white", "edgecolor": "black", "linewidth": 0.8} | look
+    axis.add_patch(Rectangle((x, y), wide, high, **look))
+    axis.text(x + wide / 2, y + high / 2, text, ha="center", va="center", fontsize=7.5)
 
-    Args:
-        rows: of each model, from :func:`inpaint.compare`, with the ``edge`` of the patch.
+
+def _arrow(axis: Axes, start: tuple, end: tuple) -> None:
+    look = {"arrowstyle": "-|>", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8, "color": "black"}
+    axis.annotate("", end, start, arrowprops=look)
+
+
+def _flow_chart(axis: Axes, config: RGFlowConfig) -> None:
+    """From picture to latents: layers, priors, and what goes on; in units of an inch."""
+    size = config.image_size
+    axis.set(xlim=(0, DOUBLE), ylim=(0, 2.15))
+    axis.axis("off")
+    _box(axis, 0.02, 0.45, 0.62, 0.6, f"picture\n{size} × {size}\n→ logit")
+    start, small = (0.64, 0.75), {"fontsize": 7, "ha": "center"}
+    for h in range(config.levels):
+        x, edge, last = 0.95 + 1.42 * h, size >> h, h == config.levels - 1
+        _box(axis, x, 0.42, 1.05, 0.96, facecolor="0.94", edgecolor="none")
+        axis.text(x + 0.52, 0.46, f"level h = {h}, {edge} × {edge}", **small)
+        for k, (name, look) in enumerate(LAYERS.items()):
+            _box(axis, x + 0.08, 0.61 + 0.42 * k, 0.89, 0.28, name, **look)
+        _box(axis, x + 0.12, 1.72, 0.81, 0.36, f"latents $z_{h}$\nprior $p(z_{h})$")
+        for low, high in ((0.89, 1.03), (1.38, 1.72)):
+            _arrow(axis, (x + 0.52, low), (x + 0.52, high))
+        _arrow(axis, start, (x + 0.08, 0.75))
+        axis.text(x + 0.57, 1.5, "all" if last else "3 of 4 sites", fontsize=7)
+        axis.text(x + 1.235, 0.6, "" if last else "1 of 4", **small)
+        start = (x + 0.97, 1.17)
+    right = x + 1.05
+    _arrow(axis, (0.02, 0.22), (right, 0.22))
+    _arrow(axis, (right, 0.12), (0.02, 0.12))
+    axis.text(right / 2, 0.26, "inference: log-derivatives add up", **small)
+    axis.text(right / 2, 0.09, "generation: the same, inverted", va="top", **small)
+    for i, j in np.ndindex(config.kernel, config.kernel):
+        shade = "white" if (i + j) % 2 else "0.35"
+        _box(axis, 5.75 + 0.17 * j, 1.6 - 0.17 * i, 0.17, 0.17, facecolor=shade)
+    axis.text(6.1, 1.83, f"a {config.kernel} × {config.kernel} block", ha="center")
+    text = "goes through K coupling layers:\nnetworks S and T of the dark\nsites move the light ones, then"
+    text += "\nthe other way round; the same\nfor all blocks"
+    axis.text(5.33, 1, text, va="top", fontsize=7)
+
+
+def _level(axis: Axes, flow: RGFlow, h: int, levels: np.ndarray) -> None:
+    """The lattice of level h: blocks of its two layers, sites that go on and sites that stay."""
+    size, step = len(levels), 2**h
+    for name, look in LAYERS.items():
+        layer = getattr(flow.levels[h], name)
+        edge, offset = flow.config.kernel * step, layer.offset * step
+        # The last blocks wrap around: they are drawn at both ends and cut off there.
+        starts = np.arange(offset - edge if offset else 0, size, edge)
+        for i, j in ((i, j) for i in starts for j in starts):
+            one = i % size == j % size == offset
+            face = look["edgecolor"] + "40" if one else "none"
+            _box(axis, j - 0.5, i - 0.5, edge, edge, **look | {"facecolor": face})
+    for sites, mark, face in ((levels > h, "s", "black"), (levels == h, "o", "white")):
+        axis.plot(*np.nonzero(sites)[::-1], mark, color="black", mfc=face, ms=2.7, mew=0.6)
+    axis.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal", xticks=[], yticks=[])
+    axis.set_title(f"h = {h}: lattice of {size // step} × {size // step}")
+    axis.set_xlabel(f"{(levels == h).sum()} positions become\nlatents $z_{h}$")
+
+
+@style()
+def lattice(_: pd.DataFrame | None = None, image_size: int = 16, kernel: int = 4) -> Drawing:
+    """Schematic of the architecture, drawn from the code's own lattice and layers."""
+    sizes = {"coupling_layers": 1, "res_blocks": 1, "hidden": 1, "mlp_depth": 1}
+    config = RGFlowConfig(image_size=image_size, channels=1, kernel=kernel, **sizes)
+    flow, levels = RGFlow(config), lattice_levels(image_size, kernel).numpy()
+    figure = Figure((DOUBLE, 4.6), layout="constrained")
+    top, below = figure.subfigures(2, 1, height_ratios=(2.15, 2.45))
+    _flow_chart(top.subplots(), config)
+    *axes, final = below.subplots(1, config.levels + 1)
+    for h, axis in enumerate(axes):
+        _level(axis, flow, h, levels)
+    shade = 1 - 0.75 * levels / levels.max()
+    final.imshow(shade, cmap="gray", vmin=0, vmax=1, interpolation="none")
+    for (i, j), h in np.ndenumerate(levels):
+        colour = "black" if shade[i, j] > 0.6 else "white"
+        final.text(j, i, h, ha="center", va="center", fontsize=7, color=colour)
+    final.set(xticks=[], yticks=[], title="all latents, by level h")
+    final.set_xlabel("a latent is kept at the\npixel where it was left")
+    blocks = [Rectangle((0, 0), 1, 1, fc=k["edgecolor"] + "40", **k) for k in LAYERS.values()]
+    names = "goes on to h + 1", "stays: latent", "decimator's blocks (one filled)", "disentangler's"
+    below.legend([*axes[0].lines, *blocks], names, loc="outside lower center", ncols=4)
+    h = np.arange(config.levels)
+    rows = {"level": h, "lattice edge": image_size >> h, "latents": np.bincount(levels.flat)}
+    return figure, pd.DataFrame(rows), {}
+
+
+@style()
+def curves(table: pd.DataFrame) -> Drawing:
+    """Bits per dimension against pictures seen, the published value, and the limit."""
+    shown = _Shown(table[~table["notebook"].str.startswith("02")])  # records, no short runs
+    sets = shown.by_set("validation")
+    figure, axes = _axes(DOUBLE, 2.5, 1, len(sets), sharex=True, sharey=True)
+    for axis, (set_name, models) in zip(axes[0], sets.items(), strict=True):
+        for name, look in models.items():
+            rows = shown("validation", model=name)
+            _line(axis, "at", rows.assign(at=rows["at"].astype(float) / 1000), **look)
+        lines = dict.fromkeys(shown("published_bpd", model=set_name)["value"], "")
+        lines[max(lines)] = "IGF23, test, both priors"
+        for value in shown("entropy", model=set_name, factor="bpd")["value"]:
+            lines[value] = f"entropy of the pictures, {value:.2f}"
+        for value, text in lines.items():
+            axis.axhline(value, color="black", lw=0.6, zorder=0)
+            at = {"xy": (0.98, value + 0.04), "xycoords": ("axes fraction", "data")}
+            axis.annotate(text, ha="right", **at)
+        axis.set(ylim=(0, None), title=set_name.upper())
+        axis.set_xlabel("training pictures seen / thousands")
+    axes[0, 0].set_ylabel("validation bits per dimension")
+    _legend(figure, 2)
+    return figure, shown.rows(), {}
+
+
+@style()
+def priors(table: pd.DataFrame) -> Drawing:
+    """Differences between priors: of seeds, their mean with its interval, and IGF23's."""
+    shown, published = _Shown(table), "laplace scale 1 less gaussian"  # is what IGF23 compares
+    sets = [*sorted(set(results.select(table, "seed_bpd")["model"])), "celeba"]
+    widths = [3] * (len(sets) - 1) + [1.2]
+    figure, axes = _axes(DOUBLE, 2.6, 1, len(sets), sharey=True, width_ratios=widths)
+    for axis, name in zip(axes[0], sets, strict=True):
+        ours, theirs = (shown(f"{k}_difference", model=name) for k in ("prior", "published"))
+        seeds = shown("seed_bpd", model=name).pivot(index="at", columns="factor", values="value")
+        kinds = sorted({*ours["factor"], published})
+        for kind in ours["factor"]:
+            first, second = kind.split(" less ")
+            gap = seeds[first] - seeds[second]
+            axis.plot([kinds.index(kind) - 0.15] * len(gap), gap, label="a seed", **SEED)
+        at = ours["factor"].map(kinds.index).astype(float)
+        _points(axis, at, ours, fmt="D", color="black", label="mean, 95 % interval")
+        at = [kinds.index(published) + 0.15] * len(theirs)
+        axis.plot(at, theirs["value"], "x", color=RED, ms=6, label="IGF23, one run each")
+        axis.axhline(0, color="black", lw=0.6)
+        names = (kind.title().replace(" Scale 1", ",\nscale b = 1") for kind in kinds)
+        axis.set_xticks(range(len(kinds)), [name.replace(" Less ", "\n− ") for name in names])
+        axis.set(xlim=(-0.6, len(kinds) - 0.4), title=name.upper().replace("CELEBA", "CelebA"))
+        axis.grid(axis="y")
+    axes[0, 0].set_ylabel("difference in test bpd, same seed")
+    _legend(figure, 3)
+    return figure, shown.rows(), {}
+
+
+@style()
+def bits(table: pd.DataFrame) -> Drawing:
+    """Where the bits go: by level, by place, and where the two priors differ."""
+    shown, places, ticks = _Shown(table), ["background", "ellipse"], (-1, -0.1, -0.01, 0, 0.01, 0.1)
+    sets = shown.by_set("bits_by_place")
+    layout = {"sharex": "col", "width_ratios": (4, 3, 4)}
+    figure, axes = _axes(DOUBLE, 1.9 * len(sets) + 0.7, len(sets), 3, **layout)
+    for (left, middle, right), (set_name, models) in zip(axes, sets.items(), strict=True):
+        for k, (name, look) in enumerate(models.items()):
+            look, shift = look | {"linestyle": "none"}, 0.14 * k - 0.07
+            _line(left, "level", shown("bits_by_level", model=name), shift, **look)
+            rows = shown("bits_by_place", model=name)
+            _points(middle, rows["factor"].map(places.index) + shift, rows, **look)
+        rows = shown("prior_gap", model=set_name)
+        rows = rows.sort_values(["level", "factor"], na_position="first")
+        at = np.arange(len(rows)) + 0.5 * rows["level"].notna().to_numpy()
+        right.barh(at, rows["value"], 0.6, color="0.8")
+        _points(right, at, rows, flat=True, fmt="none", ecolor="black", elinewidth=0.8)
+        parts = zip(rows["factor"], rows["level"], strict=True)
+        right.set_yticks(at, [place or f"h = {h}" for place, h in parts])
+        right.axvline(0, color="black", lw=0.6)
+        right.locator_params(axis="x", nbins=5)
+        right.invert_yaxis()
+        # Coarse levels pay a hundredth of what fine ones save.
+        left.set_yscale("symlog", linthresh=0.01)
+        left.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+        left.set(ylim=(-10, 0.3), ylabel=f"{set_name.upper()}: bits per dimension")
+        left.label_outer()
+        left.axhline(0, color="black", lw=0.6)
+        middle.set(xlim=(-0.5, 1.5), ylim=(0, None), xticks=range(2), xticklabels=places)
+        middle.grid(axis="y")
+        right.grid(axis="x")
+    titles = "of each level, without\nbytes and logit", "of each place,\nper value there"
+    for axis, title in zip(
+        axes[0], (*titles, "Laplace less Gaussian,\nper dimension"), strict=True
+    ):
+        axis.set_title(title)
+    axes[-1, 2].set_xlabel("bits per dimension")
+    _legend(figure, 2)
+    return figure, shown.rows(), {}
+
+
+@style()
+def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
+    """Receptive fields of two latents a level, with the edge of their causal cones.
+
+    ``fields/MODEL`` and ``cones/MODEL`` (n, levels, L, L); of each set the last model is shown.
     """
-    figure, axes = _axes(2, len(rows), _width(len(rows)), 4.2, sharex=True, sharey="row")
-    for column, (name, of) in zip(axes.T, rows.items(), strict=True):
-        for way, (colour, mark) in RESTORATIONS.items():
-            mine = [row for row in of if row["way"] == way]
-            edges = [row["edge"] for row in mine]
-            value, error = ([row["error"][key] for row in mine] for key in ("value", "stderr"))
-            column[0].errorbar(edges, value, 2 * np.array(error), fmt=mark, color=colour, label=way)
-            column[1].plot(edges, [row["as_probable"] for row in mine], mark, color=colour)
-        column[0].set_title(title(name))
-        column[1].set(xlabel="edge of the patch / pixels", xticks=edges, ylim=(-0.05, 1.05))
-        for axis in column:
-            axis.grid()
-    axes[0, 0].set_ylabel("error on the patch / bytes")
-    axes[1, 0].set_ylabel("share as probable\nas the true picture")
-    _legend(figure, 2 if len(rows) == 1 else 3)
-    return figure
+    models = _last(arrays, "fields")
+    arrays = {f"{k}/{m}": arrays[f"{k}/{m}"][:2] for m in models for k in ("fields", "cones")}
+    levels = next(iter(arrays.values())).shape[1]
+    figure, axes = _axes(DOUBLE, 2.6, 2, len(models) * levels)
+    for (k, column), axis in np.ndenumerate(axes):
+        model, h = models[column // levels], column % levels
+        field, cone = (arrays[f"{kind}/{model}"][k, h] for kind in ("fields", "cones"))
+        relative = np.log10(np.maximum(field / field.max(), 1e-6))
+        image = axis.imshow(relative, cmap="magma", vmin=-4, vmax=0, interpolation="none")
+        if not cone.all():
+            axis.contour(cone, [0.5], colors="white", linewidths=1)
+        axis.set(xticks=[], yticks=[], title="" if k else f"h = {h}")
+        if h == 0:
+            axis.set_ylabel("another" if k else results.title(model))
+    bar = figure.colorbar(image, ax=list(axes.flat), location="bottom", aspect=50, fraction=0.06)
+    bar.set_label("E|∂G/∂z| over its maximum, log10 (white line: edge of the causal cone)")
+    return figure, _Shown(table).rows("fig06_fields", arrays), arrays
 
 
-def restored_patches(pictures: dict[str, np.ndarray]) -> Figure:
-    """Rows: way of filling in (or the truth) -> pictures (N, L, L, 3)."""
-    edge, count = 0.7, len(next(iter(pictures.values())))
-    figure, axes = _axes(len(pictures), 1, edge * (2 + count), edge * len(pictures))
-    for axis, (way, drawn) in zip(axes[:, 0], pictures.items(), strict=True):
-        axis.imshow(_tile(drawn, len(drawn)), interpolation="nearest")
-        _bare(axis)
-        axis.set_ylabel(way, rotation=0, ha="right", va="center")
-    return figure
+@style()
+def growth(table: pd.DataFrame) -> Drawing:
+    """Area and radius of receptive fields by level, and what one pixel touches in inference."""
+    shown, sets = _Shown(table), _Shown(table).by_set("area")
+    figure, axes = _axes(DOUBLE, 4.4, 2, len(sets) + 1)
+    for (i, j), axis in np.ndenumerate(axes[:, :-1]):
+        quantity, (set_name, models) = ("area", "radius")[i], [*sets.items()][j]
+        text = f"growth of the {('edge', 'radius')[i]} a level"
+        for k, (name, look) in enumerate(models.items()):
+            rows, prior = shown(quantity, model=name).sort_values("level"), look["label"]
+            _line(axis, "level", rows, 0.1 * k - 0.05, **look)
+            for _, row in shown("growth", model=name, factor=quantity).iterrows():
+                text += "\n{}: {value:.2f} ({low:.2f}–{high:.2f})".format(prior.split()[0], **row)
+            if quantity == "area":
+                look = look | {"linestyle": ":", "mfc": "white", "label": f"{prior}, IGF23's way"}
+                _line(axis, "level", shown("procedure_area", model=name), **look)
+        doubled = rows["value"].iloc[0] * (4, 2)[i] ** np.arange(len(rows))
+        axis.plot(range(len(rows)), doubled, "k:", lw=0.8, label="edge doubles each level")
+        for value in shown("ceiling_area", model=set_name)["value"] if i == 0 else ():
+            axis.axhline(value, color="0.4", lw=0.8, label="ceiling: 90 % of the\nmean picture")
+        axis.text(0.03, 0.97, text, transform=axis.transAxes, va="top", fontsize=7)
+        axis.set_yscale("log", base=2)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.set(ylim=(None, 5 * max(doubled)), title="" if i else set_name.upper())
+    axes[0, 0].set_ylabel("area with 90 % of effect / pixels")
+    axes[1, 0].set_ylabel("radius / pixels")
+    reach, key = axes[:, -1]
+    _line(reach, "at", shown("touched", factor="pixel"), color="black", marker="D")
+    reach.set_xscale("log", base=2)
+    reach.xaxis.set_major_formatter("{x:g}")
+    reach.set(xlabel="edge L of the picture / pixels", ylabel="positions touched")
+    reach.set_title("inference, one pixel changed")
+    key.axis("off")
+    key.legend(*axes[0, 0].get_legend_handles_labels(), loc="center")
+    return figure, shown.rows(), {}
 
 
-def drawn_cones(maps: dict[str, np.ndarray], levels: int) -> Figure:
-    """Above: one latent's field at each level, on a logarithmic scale, within its causal cone.
+@style()
+def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
+    """Real pictures and samples, and the Frechet distance between the two against temperature.
 
-    Below: positions that a change of the picture's middle touches in inference, level by level.
-    ``maps`` holds ``hH`` (n, L, L), ``hH/cone`` (L, L) of the first of these, and ``inference/hH``
-    (L, L).
+    ``real/SET`` and ``samples/MODEL/T`` (N, L, L, 3); shown are T = 1 and the lowest.
     """
-    figure, axes = _axes(2, levels, PAGE, 3.6)
-    for h, (above, below) in enumerate(axes.T):
-        field = maps[f"h{h}"][0] / maps[f"h{h}"][0].max()
-        logarithm = np.log10(np.maximum(field, 1e-6))
-        image = above.imshow(logarithm, cmap="magma", vmin=-4, vmax=0, interpolation="nearest")
-        above.contour(maps[f"h{h}/cone"], levels=[0.5], colors="white", linewidths=0.8)
-        above.set_title(f"h = {h}")
-        touched = maps[f"inference/h{h}"]
-        below.imshow(touched, cmap="Greys", vmin=0, vmax=1.4, interpolation="nearest")
-        below.set_xlabel(f"{int(touched.sum())} positions")
-        for axis in (above, below):
-            axis.set(xticks=[], yticks=[])
-    axes[0, 0].set_ylabel("generation:\nfield, cone")
-    axes[1, 0].set_ylabel("inference:\ntouched")
-    figure.colorbar(image, ax=axes[0].tolist(), label="log10 of E|∂G/∂z|\nover its maximum")
-    return figure
+    shown, sheets, sets = _Shown(table), {}, _Shown(table).by_set("frechet")
+    figure, axes = _axes(DOUBLE, 4.2, 2, len(sets), height_ratios=(5, 3.2))
+    for (above, below), (set_name, models) in zip(axes.T, sets.items(), strict=True):
+        below.sharey(axes[1, 0])
+        rows = {"real": f"real/{set_name}"}
+        for name, look in models.items():
+            _line(below, "at", shown("frechet", model=name), **look)
+            drawn = [float(k.split("/")[2]) for k in arrays if k.startswith(f"samples/{name}/")]
+            for t in sorted({1.0, min(drawn)}, reverse=True):
+                rows[f"{look['label'].split()[0]}, T = {t:g}"] = f"samples/{name}/{t}"
+        pictures = {key: arrays[key][:8] for key in rows.values()}
+        _sheet(above, np.stack([*pictures.values()]), [*rows])
+        for value in shown("frechet_real", model=set_name)["value"]:
+            below.axhline(value, color="black", lw=0.8, ls=":", label="real against real pictures")
+        above.set_title(set_name.upper())
+        below.set(xlabel="temperature T of the samples", yscale="log")
+        below.yaxis.set_major_formatter("{x:g}")
+        sheets |= pictures
+    axes[1, 0].set_ylabel("Fréchet distance\n(own features)")
+    _legend(figure, 3)
+    return figure, shown.rows("fig08_samples", sheets), sheets
 
 
-def field_radii(areas: dict[str, list[dict]]) -> Figure:
-    """Root mean square radius of receptive fields against the level, and that of their cones."""
-    figure, axes = _axes(1, 1, COLUMN, 2.8)
-    axis = axes[0, 0]
-    for k, (name, rows) in enumerate(areas.items()):
-        mean, error = (np.array([row[key] for row in rows]) for key in ("radius", "radius_stderr"))
-        axis.errorbar(_beside(k, len(areas), len(rows)), mean, 2 * error, **_line(name))
-    at = np.arange(len(rows))
-    axis.plot(at, [row["cone_radius"] for row in rows], "^-", color="black", label="causal cone")
-    start = np.mean([rows[0]["radius"] for rows in areas.values()])
-    axis.plot(at, start * 2.0**at, "k:", lw=0.8, label="doubles each level")
-    axis.set(yscale="log", ylabel="effective radius / pixels")
-    _levels(axis, len(rows))
-    axis.grid()
-    _legend(figure)
-    return figure
+def _factors(axis: Axes, rows: pd.DataFrame) -> None:
+    """A line for each factor against the level; the global one is filled and drawn through."""
+    for k, (name, part) in enumerate(rows.groupby("factor")):
+        scope, kind = name.split()
+        more = {"linestyle": "-"} if scope == "global" else {"mfc": "white"}
+        _line(axis, "level", part, 0.08 * k - 0.12, label=name, **FACTORS[kind] | more)
+
+
+@style()
+def mixing(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
+    """Mixtures of two pictures by level and, below each column, what every factor did.
+
+    ``mixed/MODEL`` (pairs, n + 1, L, L, 3); of each set the last model is shown.
+    """
+    shown, models = _Shown(table), _last(arrays, "mixed")
+    arrays = {f"mixed/{model}": arrays[f"mixed/{model}"][:3] for model in models}
+    figure, axes = _axes(DOUBLE, 4.8, 2, len(models), height_ratios=(2.3, 2))
+    for (above, below), model in zip(axes.T, models, strict=True):
+        pictures = arrays[f"mixed/{model}"]
+        _sheet(above, pictures, [f"pair {k + 1}" for k in range(len(pictures))])
+        above.set_title(f"{results.title(model)}: from B, left, to A, right")
+        _factors(below, shown("mixing", model=model))
+        below.set(xlim=above.get_xlim(), ylim=(-0.1, 1.1))
+        below.set_xlabel("h: levels ≥ h are B's, finer ones A's")
+    axes[1, 0].set_ylabel("factor: as in A (0) … in B (1)")
+    _legend(figure, 3)
+    return figure, shown.rows("fig09_mixing", arrays), arrays
+
+
+@style()
+def probes(table: pd.DataFrame) -> Drawing:
+    """What a linear probe reads off each level, beside what redrawing the level changes."""
+    shown, sets = _Shown(table), _Shown(table).by_set("probe")
+    figure, axes = _axes(DOUBLE, 2 * len(sets) + 0.8, len(sets), 4, sharex=True, sharey=True)
+    for row, (set_name, models) in zip(axes, sets.items(), strict=True):
+        for k, (name, look) in enumerate(models.items()):
+            _factors(row[k], shown("probe", model=name))
+            _factors(row[k + 2], shown("intervention", model=name))
+            scores = shown("separation", model=name).sort_values("factor")["value"]
+            title = f"{set_name.upper()}, {look['label']}"
+            row[k].set_title(title)
+            row[k + 2].set_title(title + "\nseparation {:.2f} ({:.2f})".format(*scores))
+        for axis in row:
+            axis.set_xlabel("level h (0 = finest)")
+            axis.label_outer()
+        row[0].set_ylabel("probe: held-out R²")
+        row[2].set_ylabel("change by intervention")
+    _legend(figure, 3)
+    return figure, shown.rows(), {}
+
+
+@style()
+def changes(table: pd.DataFrame) -> Drawing:
+    """What one change does to the test bpd: each seed, and the mean with its interval."""
+    shown = _Shown(table)
+    means, runs = shown("change_mean").sort_values("value"), shown("change")
+    figure, ((axis,),) = _axes(SINGLE, 0.27 * len(means) + 0.8, 1, 1)
+    at = {name: k for k, name in enumerate(means["factor"])}
+    runs = runs[runs["factor"].isin(at)]
+    axis.plot(runs["value"], runs["factor"].map(at) + 0.25, **SEED)
+    _points(axis, range(len(at)), means, flat=True, fmt="D", color="black")
+    few = [f" (n = {n})" if n < means["n"].max() else "" for n in means["n"]]
+    axis.set_yticks(range(len(at)), [k.replace("_", " ") + n for k, n in zip(at, few, strict=True)])
+    axis.axvline(0, color="black", lw=0.6)
+    axis.set_xscale("symlog", linthresh=0.1)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.margins(x=0.1)
+    axis.set_xlabel("test bpd less that of the unchanged\nnetwork, by seed (circles) and mean")
+    axis.grid(axis="x")
+    return figure, shown.rows(), {}

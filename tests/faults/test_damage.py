@@ -1,10 +1,12 @@
 """Cut files and flipped bytes: noticed and named, or without any effect; never another number."""
 
 import contextlib
+import itertools
 import json
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,25 +17,33 @@ from rgflow_core import Prior, checkpoints, datasets, files, load, msds, train
 from rgflow_core.errors import UserError
 from study import factors, results
 
-FEW, MANY = 12, 130  # damages of each kind of file
+FEW, MANY = 1, 5  # damages of each kind and region of each file
 
 
-def damage(path: Path, seed: int) -> None:
-    """Cut a file, flip bytes, or zero a part, as the seed says."""
-    draw = random.Random(f"{path.name} {seed}")
-    content = bytearray(path.read_bytes())
-    kind = draw.choice(["cut", "flip", "flip", "flips", "zeros"])
-    if kind == "cut":
-        content = content[: draw.randrange(len(content))]
-    elif kind == "zeros":
-        start = draw.randrange(len(content))
-        content[start : start + 512] = bytes(len(content[start : start + 512]))
-    else:
-        for _ in range(1 if kind == "flip" else 8):
-            # The beginning, where headers are, as often as all the rest.
-            end = draw.choice([min(2000, len(content)), len(content)])
-            content[draw.randrange(end)] ^= 1 << draw.randrange(8)
-    # A new file: the old one may be mapped into memory, or linked.
+def regions(content):
+    """Where a format's parts lie: its first bytes, its header, its body, its end."""
+    n = len(content)
+    edges = [0, min(16, n // 4), min(2000, n // 2), max(n - 200, 3 * n // 4), n]
+    return list(itertools.pairwise(edges))
+
+
+def damages(path, number):
+    """Copies of a file that are cut, or with a bit, some bits or a part of each region changed."""
+    draw, content = random.Random(path.name), path.read_bytes()
+    for start, end in regions(content):
+        for _ in range(number):
+            yield content[: draw.randrange(start, end)]
+            for bits in (1, 8):
+                flipped = bytearray(content)
+                for _ in range(bits):
+                    flipped[draw.randrange(start, end)] ^= 1 << draw.randrange(8)
+                yield bytes(flipped)
+        size = min(512, end - start)
+        yield content[:start] + bytes(size) + content[start + size :]
+
+
+def replace(path, content):
+    """A new file: the old one may be mapped into memory, or linked."""
     path.unlink()
     path.write_bytes(content)
 
@@ -69,7 +79,10 @@ def make_factors(folder):
     torch.manual_seed(0)
     net = factors.FactorNet()
     checkpoints.write_tensors(folder / "f.safetensors", {"seed": "0"}, net.state_dict())
-    return folder / "f.safetensors", lambda p: (factors.card(p), state(factors.load(p)))
+    return folder / "f.safetensors", lambda p: (
+        checkpoints.read_tensors(p)[0],
+        state(factors.load(p)),
+    )
 
 
 def make_training(folder):
@@ -84,7 +97,7 @@ def make_training(folder):
     def read(path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(train.MODELS, "lean", TINY)
-            run = train._Run(settings, torch.device("cpu"), fingerprint)
+            run = train.Run(settings, folder / "run", train.Ranks("cpu"), 32, fingerprint)
             run.restore(path)
         loaded = load(path)
         optimizers = [optimizer.state_dict() for optimizer in run.optimizers]
@@ -106,16 +119,16 @@ def make_published(folder):
 
 
 def make_results(folder):
-    numbers = {"bpd": {"a": 1.285, "b": [1, 2.5]}, "count": 10_000}
-    results.write_results(folder, "01_x", numbers, seed=3)
-    results.found(folder, "01_x", ["- 1.285 bits"])
-    return folder / "01_x.json", lambda p: {k: results.collect(p.parent, "x")["01_x"].get(k)
-        for k in ("numbers", "provenance", "found")}  # fmt: skip
+    rows = [results.row("bpd", value, at=at) for at, value in (("a", 1.285), ("b", 2.5))]
+    results.write(folder, "01_x", rows, seed=3)
+    return folder / "01_x.json", lambda p: (
+        results.read(p.parent, "01_x").to_csv(), results.origins(p.parent)
+    )  # fmt: skip
 
 
 def make_arrays(folder):
-    results.write_results(folder, "02_x", {}, {"a": np.arange(5000.0), "b": np.eye(3)})
-    return folder / "02_x.npz", lambda p: results.read_results(p.parent, "02_x")
+    results.write(folder, "02_x", [], {"a": np.arange(5000.0), "b": np.eye(3)})
+    return folder / "02_x.npz", lambda p: results.arrays(p.parent, "02_x")
 
 
 def make_record(folder):
@@ -140,8 +153,8 @@ def test_files(kind, tmp_path, trials, counts):
     path, read = KINDS[kind](tmp_path)
     good, whole = path.read_bytes(), read(path)
     assert same(read(path), whole)
-    for seed in range(trials(FEW, MANY)):
-        damage(path, seed)
+    for number, content in enumerate(damages(path, trials(FEW, MANY))):
+        replace(path, content)
         message, again = "", None
         try:
             again = read(path)
@@ -151,13 +164,12 @@ def test_files(kind, tmp_path, trials, counts):
             assert path.name in message
             assert "\n" not in message
         else:
-            assert same(again, whole), f"another result in silence: damage {seed}"
+            assert same(again, whole), f"another result in silence: damage {number}"
         counts(f"damaged files: {kind}", "detected" if message else "harmless")
-        path.unlink()
-        path.write_bytes(good)
+        replace(path, good)
 
 
-@pytest.mark.parametrize("name", ["test_images.npy", "test_labels.npy", "manifest.json"])
+@pytest.mark.parametrize("name", ["test_images.npy", "test_labels.npy", "test.json"])
 def test_data(name, tmp_path, trials, counts, monkeypatch, capsys):
     """Data are checked whenever loaded, and made again if they are damaged."""
     monkeypatch.setattr(msds, "SPLITS", {"train": 8, "val": 8, "test": 8})
@@ -169,8 +181,8 @@ def test_data(name, tmp_path, trials, counts, monkeypatch, capsys):
     whole = read()
     path = tmp_path / "msds1" / name
     before = path.read_bytes()
-    for seed in range(trials(FEW, MANY)):
-        damage(path, seed)
+    for content in damages(path, trials(FEW, MANY)):
+        replace(path, content)
         capsys.readouterr()
         assert same(read(), whole)
         said = capsys.readouterr().err
@@ -179,18 +191,20 @@ def test_data(name, tmp_path, trials, counts, monkeypatch, capsys):
             assert str(path) in said
             assert path.read_bytes() == before
         counts(f"damaged files: {name}", "made again" if said else "harmless")
-        path.write_bytes(before)
+        replace(path, before)
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_metrics(seed, tmp_path, counts):
+def test_metrics(tmp_path, counts):
     """A log is for people; one that cannot be read is named."""
+    path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "images": 16 * step}) for step in range(30)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    damage(tmp_path / "metrics.jsonl", seed)
-    with contextlib.suppress(UserError):
-        train._truncate(tmp_path / "metrics.jsonl", 10)
-    counts("damaged files: metrics.jsonl", "read or named")
+    path.write_text("\n".join(lines) + "\n")
+    run = SimpleNamespace(folder=tmp_path, ranks=SimpleNamespace(rank=0), step=10)
+    for content in damages(path, 1):
+        path.write_bytes(content)
+        with contextlib.suppress(UserError):
+            train.Run.truncate_metrics(run)
+        counts("damaged files: metrics.jsonl", "read or named")
 
 
 def test_shipped_files_have_their_checksum():

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 MODELS = results.models(ROOT / "weights")
 
 
+each_model = pytest.mark.parametrize("name", MODELS)
+
+
+@cache
 def model(name, dtype=torch.float32):
     return load(MODELS[name]).to(dtype)
 
@@ -31,7 +36,7 @@ def pictures(name, count):
 # Edges
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 def test_plain_pictures(name, counts):
     """All black, all white, constant, one bright pixel; alone or together the same."""
     flat = [torch.full((3, 32, 32), value, dtype=torch.uint8) for value in (0, 1, 128, 254, 255)]
@@ -48,22 +53,21 @@ def test_plain_pictures(name, counts):
 def sampled(model, temperature=1.0):
     """Samples, or why there are none."""
     try:
-        return model.sample(8, temperature)
+        return model.sample(4, temperature)
     except ValueError as error:
         return str(error)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("temperature", [1e-300, 1e-6, 1.0, 3.0, 30.0, 1e4, 1e30, 1e300])
-def test_temperatures(name, temperature, counts):
-    x = sampled(model(name), temperature)
-    if isinstance(x, str):
-        assert f"temperature {temperature}" in x
-        assert temperature > 1
-    else:
-        assert x.isfinite().all()
-        assert ((x >= 0) & (x <= 1)).all()
-    counts("edges: temperatures", "refused" if isinstance(x, str) else "finite")
+@each_model
+def test_temperatures(name, counts):
+    for temperature in (1e-300, 1.0, 3.0, 30.0, 1e4, 1e300):
+        x = sampled(model(name), temperature)
+        if isinstance(x, str):
+            assert f"temperature {temperature}" in x
+            assert temperature > 1
+        else:
+            assert ((x >= 0) & (x <= 1)).all()  # false for NaN
+        counts("edges: temperatures", "refused" if isinstance(x, str) else "finite")
 
 
 @pytest.mark.parametrize("prior", ["laplace", "gaussian"])
@@ -80,10 +84,10 @@ def test_extreme_latents(prior, size, monkeypatch, counts):
 def test_sampling_warns_of_the_worst(tmp_path, monkeypatch, capsys, counts):
     """Where single precision does not invert the flow, the command names the worst picture."""
     name = next(iter(MODELS))
-    errors = model(name).inversion_error(16, 4.0)
+    _, errors = model(name).sample_with_error(4, 4.0)
     for temperature, warned in ((0.5, False), (4.0, True)):
         out = tmp_path / f"{temperature}.png"
-        arguments = ["sample", str(MODELS[name]), "--temperature", str(temperature)]
+        arguments = ["sample", str(MODELS[name]), "--n", "4", "--temperature", str(temperature)]
         monkeypatch.setattr("sys.argv", [*arguments, "--out", str(out)])
         sample.main()
         said = capsys.readouterr().err
@@ -104,12 +108,12 @@ def test_evaluation_is_finite_or_refused(tmp_path, monkeypatch):
 # Exactness
 
 
-@pytest.mark.parametrize("name", MODELS)
+@each_model
 @torch.no_grad()
 def test_single_precision(name, trials, measured):
     """Pictures and samples come back; bits per dimension are those of double precision."""
     exact, ours = model(name, torch.float64), model(name)
-    images = pictures(name, trials(64, 10_000))
+    images = pictures(name, trials(24, 10_000))
     flow, back = ours.flow.fold(), []
     for start in range(0, len(images), 250):
         part = images[start : start + 250]
@@ -119,12 +123,12 @@ def test_single_precision(name, trials, measured):
         shift = from_logit(again, clip=False) - from_logit(y, clip=False)
         back.append(256 * shift.abs().flatten(1).amax(1))
     back = torch.cat(back)
-    few = images[: trials(32, 256)]
+    few = images[: trials(12, 256)]
     noise = exact.noise(torch.arange(len(few)))
     bits = [m.bits_per_dim(few, noise.to(m._like.dtype)) for m in (ours, exact)]
     difference = (bits[0] - bits[1]).abs()
-    errors = ours.inversion_error(trials(64, 4000))
-    cool = ours.inversion_error(trials(64, 1000), 0.5)
+    _, errors = ours.sample_with_error(trials(24, 4000))
+    _, cool = ours.sample_with_error(trials(24, 1000), 0.5)
     good = errors < sample.INVERSION_LIMIT
     assert back.max() < 0.1  # of a step between bytes
     assert difference.max() < 1e-4
@@ -148,9 +152,9 @@ def test_single_precision(name, trials, measured):
     )
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_threads(name, measured):
-    images, bits = pictures(name, 64), []
+@each_model
+def test_threads(name, trials, measured):
+    images, bits = pictures(name, trials(8, 64)), []
     try:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
@@ -173,7 +177,7 @@ def train_tiny(folder, monkeypatch, **changes):
 def test_a_run_that_diverges_says_when(tmp_path, monkeypatch, counts):
     rate = train.rate_factor
     monkeypatch.setattr(train, "rate_factor", lambda s, step, n: rate(s, step, n) * (1e8 if step > 5 else 1))  # fmt: skip
-    with pytest.raises(FloatingPointError, match=r"at step \d+, diverged") as error:
+    with pytest.raises(train.Diverged, match=r"at step \d+, diverged") as error:
         train_tiny(tmp_path, monkeypatch, epochs=20)
     assert "checkpoints written before are good" in str(error.value)
     kept = sorted((tmp_path / "ckpt").iterdir())
@@ -212,12 +216,12 @@ def test_long_runs_stay_small(tmp_path, monkeypatch, trials, measured):
         return summary(values)
 
     monkeypatch.setattr(evaluate, "mean_and_error", watched)
-    epochs = trials(12, 60)
-    train_tiny(tmp_path, monkeypatch, epochs=epochs, images_per_epoch=trials(160, 640))
+    epochs = trials(6, 60)
+    train_tiny(tmp_path, monkeypatch, epochs=epochs, images_per_epoch=trials(80, 640))
     third = epochs // 3
     growth = sum(used[-third:]) / third - sum(used[third : 2 * third]) / third
     assert growth < 10  # MiB
-    steps = epochs * trials(10, 40)
+    steps = epochs * trials(5, 40)
     (log,) = (tmp_path / "logs").iterdir()
     lines = len(log.read_text().splitlines())
     assert lines < steps / 50 + 4 * epochs + 10

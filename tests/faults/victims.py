@@ -4,27 +4,26 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import nbconvert  # noqa: F401 - before the server is forked, as the next
-import nbformat
 import numpy as np
 import torch
-import torchvision.utils  # noqa: F401
+import torchvision.utils  # noqa: F401 - before the server is forked
+from matplotlib.figure import Figure
 from support import TINY
 
 from rgflow_core import cli, datasets, msds, train
-from rgflow_core.files import replacing, write_json
 from study import figures, results
-from study.page import write_html
 
 SETTINGS = train.Settings(
     model="lean", train_images=64, val_images=8, batch_size=16, epochs=3, img_samples=1,
     optimizer="muon", device="cpu", workers=1, save_minutes=0.0, keep=1,
 )  # fmt: skip
 msds.render(msds.labels("msds1", "train", 0, 1))  # makes its table, once for all forks
-_EVENTS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
-_EVENTS |= {"tempfile.mkstemp", "shutil.copyfile"}
+OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
+OPERATIONS |= {"tempfile.mkstemp", "shutil.copyfile"}
 
 
 def data(folder: Path) -> None:
@@ -41,32 +40,17 @@ def training(folder: Path) -> None:
 
 
 def stored(folder: Path) -> None:
-    """Store results, draw figures from them, and collect them."""
-    numbers = {"bpd": [1.25, 2.5]}
+    """Store results, and draw a figure from them."""
     pictures = np.arange(8 * 32 * 32 * 3, dtype=np.uint8).reshape(8, 32, 32, 3)
-    results.write_results(folder / "results", "01_x", numbers, {"pictures": pictures})
-    results.found(folder / "results", "01_x", ["- 1.25 bits"])
-    _, arrays = results.read_results(folder / "results", "01_x")
-    for name in ("fig01_x", "fig02_x"):
-        figure = figures.picture_sheets({"a sheet": arrays["pictures"]}, columns=4)
-        figures.save(figure, folder / "figures", name, [{"picture": 1}])
-    collected = results.collect(folder / "results", "small")
-    write_json(folder / "results.json", collected)
+    rows = [results.row("bpd", 1.25 * k, at=k) for k in range(100)]
+    results.write(folder / "results", "01_x", rows, {"pictures": pictures})
+    figure = Figure()
+    table = results.read(folder / "results", "01_x")
+    figure.add_subplot().plot(table["value"])
+    figures.save(folder / "figures", "fig01_x", figure, table, {"pictures": pictures})
 
 
-def page(folder: Path) -> None:
-    """Write a page of the report."""
-    cells = [nbformat.v4.new_markdown_cell(f"# Part {k}\n$x^{k}$") for k in range(40)]
-    folder.mkdir(exist_ok=True)
-    notebook = folder / "notebook.ipynb"
-    with replacing(notebook) as temporary:
-        for k, cell in enumerate(cells):
-            cell["id"] = str(k)
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), temporary)
-    write_html(notebook, folder / "report.html")
-
-
-VICTIMS = {"data": data, "training": training, "results": stored, "report": page}
+VICTIMS = {"data": data, "training": training, "results": stored}
 
 
 def die() -> None:
@@ -74,17 +58,31 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_at_event(folder: Path, number: int) -> None:
+def _at_operation(folder: Path, number: int, action: Callable[[], None]) -> None:
+    """Do something at a file operation below a folder, counted from 1."""
     left = number
 
     def hook(event: str, arguments: tuple) -> None:
         nonlocal left
-        if event in _EVENTS and any(str(folder) in str(a) for a in arguments):
+        if event in OPERATIONS and any(str(folder) in str(a) for a in arguments):
             left -= 1
             if not left:
-                die()
+                action()
 
     sys.addaudithook(hook)
+
+
+def _die_at_call(number: int) -> None:
+    """Die at a call of any function, Python's or C's, counted from 1."""
+    left = number
+
+    def hook(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            die()
+
+    sys.setprofile(hook)
 
 
 def _die_in_write(number: int) -> None:
@@ -102,45 +100,47 @@ def _die_in_write(number: int) -> None:
 
 
 def _signal_in_training(number: int) -> None:
-    batch = train.Order.batch
+    batch_of = train.batch_of
 
-    def with_signal(order: train.Order, step: int, batch_size: int) -> tuple:
+    def with_signal(step: int, *arguments: int) -> tuple:
         if step == 5:
             signal.raise_signal(number)
-        return batch(order, step, batch_size)
+        return batch_of(step, *arguments)
 
-    train.Order.batch = with_signal
+    train.batch_of = with_signal
 
 
-def run(
-    name: str,
-    folder: Path,
-    event: int = 0,
-    write: int = 0,
-    limit: int = 0,
-    signalled: int = 0,
-    says: str = os.devnull,
-) -> None:
+def _take_away(inside: Path, put_file: bool) -> None:
+    if inside.exists():
+        inside.rename(inside.parent.parent / "elsewhere")
+    if put_file:
+        inside.write_text("precious")
+
+
+def run(name: str, folder: Path, says: str = os.devnull, **fault: int) -> None:
     """Run a victim as a command.
 
     Args:
         name: of the victim.
         folder: where it works.
-        event: die at this file operation.
-        write: die half through this checkpoint.
-        limit: bytes that a file may have, as on a full disk.
-        signalled: signal that comes in the middle of a training's second epoch.
         says: file for what it says on stderr.
+        fault: ``operation``, ``call`` or ``write``: die at that one; ``limit``: bytes that a file
+            may have, as on a full disk; ``signalled``: signal that comes in the middle of a
+            training; ``gone`` or ``file``: at that file operation its folder goes, or a file takes
+            its place.
     """
     torch.set_num_threads(1)
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     os.dup2(os.open(says, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if event:
-        _die_at_event(folder, event)
-    if write:
-        _die_in_write(write)
-    if signalled:
-        _signal_in_training(signalled)
+    for kind, number in fault.items():
+        if kind == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
+        elif kind == "operation":
+            _at_operation(folder, number, die)
+        elif kind in ("gone", "file"):
+            inside = folder / {"training": "run", "data": "data"}[name]
+            _at_operation(folder, number, partial(_take_away, inside, kind == "file"))
+        else:
+            how = {"call": _die_at_call, "write": _die_in_write, "signalled": _signal_in_training}
+            how[kind](number)
     cli.run(lambda: VICTIMS[name](folder))

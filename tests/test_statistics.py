@@ -1,0 +1,63 @@
+"""Intervals hold the truth as often as they say; bounds and measures of known densities."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from study import sparsity, statistics
+
+
+def test_means_and_paired_differences_are_scipys():
+    first, second = np.random.default_rng(0).normal(size=(2, 6))
+    row = statistics.paired(first.tolist(), second.tolist())
+    wanted = stats.ttest_rel(first, second).confidence_interval()
+    assert (row["low"], row["high"]) == pytest.approx((wanted.low, wanted.high))
+    assert row["value"] == pytest.approx((first - second).mean())
+    wide = statistics.paired(first, second, comparisons=5)
+    wanted = stats.ttest_rel(first, second).confidence_interval(0.99)
+    assert (wide["low"], wide["high"]) == pytest.approx((wanted.low, wanted.high))
+    assert statistics.mean([3.0]) == {"value": 3.0, "low": None, "high": None, "n": 1}
+    again = statistics.interval(row["value"], stats.sem(first - second), 6)
+    assert again == pytest.approx(row)
+
+
+def test_bootstrap_of_a_mean_is_its_t_interval():
+    values = np.random.default_rng(0).normal(size=400)
+    row = statistics.bootstrap(values, float, resamples=4000)
+    wanted = statistics.mean(values)
+    assert row["value"] == pytest.approx(wanted["value"])
+    assert row["low"] == pytest.approx(wanted["low"], abs=0.01)
+    assert row["high"] == pytest.approx(wanted["high"], abs=0.01)
+
+
+def test_importance_weighted_bounds():
+    draws = torch.rand(64, 5) + 3
+    bounds = statistics.bounds(draws, (1, 8, 64, 128), dim=3072)
+    assert list(bounds) == ["1", "8", "64"]
+    assert bounds["1"]["bpd"] == pytest.approx(draws.mean().item(), rel=1e-6)
+    assert bounds["1"]["bpd"] > bounds["8"]["bpd"] > bounds["64"]["bpd"]
+    dim = 2  # few enough to average densities without logarithms
+    wanted = -torch.log2((2.0 ** (-dim * draws.double())).mean(0)) / dim
+    torch.testing.assert_close(statistics.importance_weighted(draws, dim), wanted)
+
+
+@pytest.mark.parametrize("family", ["normal", "laplace"])
+def test_kurtosis_and_hoyer_of_known_densities(family):
+    draws = torch.from_numpy(getattr(np.random.default_rng(0), family)(size=(1000, 500)))
+    row = sparsity.excess_kurtosis(draws)
+    kurtosis, hoyer = {"normal": (0, 1 - math.sqrt(2 / math.pi)), "laplace": (3, 1 - 0.5**0.5)}[
+        family
+    ]
+    assert row["low"] - 0.05 < kurtosis < row["high"] + 0.05
+    assert 0 < row["high"] - row["low"] < 0.3
+    assert sparsity.hoyer(draws).mean().item() == pytest.approx(hoyer, abs=0.02)
+
+
+def test_hoyer_at_its_ends():
+    one = torch.zeros(1, 16)
+    one[0, 3] = -2
+    assert sparsity.hoyer(one).item() == pytest.approx(1)
+    assert sparsity.hoyer(-torch.ones(1, 16)).item() == pytest.approx(0, abs=1e-6)
