@@ -423,6 +423,7 @@ def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
         above.set_title(set_name.upper())
         below.set(xlabel="temperature T of the samples", yscale="log")
         below.yaxis.set_major_formatter("{x:g}")
+        below.yaxis.set_minor_formatter("{x:g}")
         sheets |= pictures
     axes[1, 0].set_ylabel("Fréchet distance\n(own features)")
     _legend(figure, 3)
