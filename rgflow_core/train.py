@@ -295,9 +295,8 @@ def deferred_signals() -> Iterator[list[int]]:
 
     def remember(number: int, frame: object) -> None:
         received.append(number)
-        if len(received) > 1:  # asked twice: at once
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
+        if len(received) > 1:  # asked twice: at once, also where a shell has it ignore SIGINT
+            raise SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
         before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
