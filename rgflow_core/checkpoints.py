@@ -12,17 +12,16 @@ import re
 import warnings
 import zipfile
 from collections.abc import Iterable
-from functools import partial
 from itertools import chain, count, product
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from rgflow_core import files
 from rgflow_core.errors import UserError
-from rgflow_core.files import replacing
+from rgflow_core.files import refusing_damage, replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.networks import PublishedSubnet
@@ -51,10 +50,6 @@ _LAYOUTS = {
         ("layers.{i}.network.mask", "layers.{i}.network.comask"), "model", "odd", "unit_scale",
     ),
 }  # fmt: skip
-CONVENTION = {name: layout.convention for name, layout in _LAYOUTS.items()}
-"""Scale convention of the prior that each published system trained with."""
-
-refusing_damage = partial(files.refusing_damage, what="a readable checkpoint")
 
 
 def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
@@ -265,8 +260,8 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
         state |= {key: value.clone() for key, value in zip(theirs, parameters[ours], strict=True)}
     if layout == "authors":
         state["prior.scale"] = like.new_tensor((prior or Prior()).scale)
-    more = {"authors": {}, "igf23": {"epoch": 0, "optim": {}}}[layout]
-    write_pickle(path, {names.wrap: state, **more})
+    optimiser = {"epoch": 0, "optim": {}} if layout == "igf23" else {}
+    write_pickle(path, {names.wrap: state} | optimiser)
 
 
 def write_pickle(path: str | Path, content: object) -> None:
@@ -289,15 +284,12 @@ def _sha256(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 def write_tensors(path: str | Path, header: dict[str, str], tensors: dict[str, Tensor]) -> None:
     """Write a ``.safetensors`` file, whole, with a SHA-256 of everything in its header."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = header | {"sha256": _sha256(header, tensors)}
     with replacing(path) as temporary:
         try:
-            save_file(tensors, temporary, header)
-        except SafetensorError as error:
+            safetensors.torch.save_file(tensors, temporary, header)
+        except safetensors.SafetensorError as error:
             raise OSError(f"disk full? {error}") from None
 
 
@@ -307,11 +299,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     Raises:
         UserError: if the file is missing, damaged, or its SHA-256 differs.
     """
-    from safetensors import safe_open
-
     with (
-        files.refusing_damage(_existing(path), "a readable safetensors file"),
-        safe_open(path, "pt") as file,
+        refusing_damage(_existing(path), "a readable safetensors file"),
+        safetensors.safe_open(path, "pt") as file,
     ):
         header = file.metadata() or {}
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -349,9 +339,6 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
             in either published layout.
         prior: name of the prior of a published checkpoint, which does not say it; its scale
             convention is that of the file's layout.
-
-    Raises:
-        UserError: says what is wrong with the file, or with the prior.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -372,7 +359,7 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
                 f"{path}: does not say its prior; add --prior (prior=) with one of {NAMES}"
             )
         metadata = {"source": str(path), "layout": layout}
-        model = PictureModel(flow, Prior(prior, CONVENTION[layout]), metadata)
+        model = PictureModel(flow, Prior(prior, _LAYOUTS[layout].convention), metadata)
     if prior not in (None, model.prior.name):
         raise UserError(
             f"{path}: has the {model.prior.name} prior, not {prior}; leave out --prior (prior=)"

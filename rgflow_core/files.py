@@ -106,25 +106,25 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     Raises:
         UserError: if another process works there, and ``wait`` is false.
     """
-    folder, waiting = Path(folder), False
+    folder, timeout = Path(folder), 0
     new = [f for f in (folder, *folder.parents) if not f.exists()]
     lock = FileLock(folder / ".lock", fallback_to_soft=False)
     while True:
         make_folder(folder)
         try:
-            if not _acquire(lock, -1 if waiting else 0):
+            if not _acquire(lock, timeout):
                 print(f"{folder}: cannot be locked; start no other process there", file=sys.stderr)
             break
-        except FileNotFoundError:  # the one before has just removed the folder
-            continue
+        except FileNotFoundError:  # the one before has just removed the folder: once more
+            pass
         except Timeout:
             if not wait:
                 raise UserError(
                     f"{folder}: another process is at work there; wait for it, or choose another "
                     "folder"
                 ) from None
-        print(f"{folder}: waiting for another process at work there", file=sys.stderr)
-        waiting = True
+            print(f"{folder}: waiting for another process at work there", file=sys.stderr)
+            timeout = -1
     try:
         yield
     finally:
@@ -136,7 +136,7 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def refusing_damage(path: str | Path, what: str) -> Iterator[None]:
+def refusing_damage(path: str | Path, what: str = "a readable checkpoint") -> Iterator[None]:
     """Turn the errors that a damaged or foreign file causes into one :class:`UserError`.
 
     Args:
