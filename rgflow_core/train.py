@@ -119,8 +119,8 @@ LEAN_RECIPE = {
     "schedule": "cosine",
 }
 # What may differ when a run goes on; a device or checkpointing changes results at rounding level.
-_MAY_CHANGE = {"data_root", "device", "workers", "img_samples", "keep", "save_minutes", "epochs"}
-_MAY_CHANGE |= {"checkpointing"}
+_MAY_CHANGE = {"data_root", "device", "workers", "checkpointing", "epochs"}
+_MAY_CHANGE |= {"img_samples", "keep", "save_minutes"}
 
 
 def flow_config(settings: Settings) -> RGFlowConfig:
@@ -197,17 +197,17 @@ class Ranks:
         """This rank's part of what is indexed by pictures."""
         return x[self.rank :: self.world]
 
-    def mean(self, x: Tensor) -> Tensor:
-        """The mean over ranks."""
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place."""
         if self.world > 1:
             distributed.all_reduce(x)
-        return x / self.world
+        return x
 
     def gathered(self, part: Tensor, count: int) -> Tensor:
         """Undo :meth:`mine` for a tensor (count,)."""
         whole = torch.zeros(count, dtype=part.dtype, device=self.device)
         whole[self.rank :: self.world] = part.to(self.device)
-        return (self.mean(whole) * self.world).cpu()
+        return self.sum(whole).cpu()
 
     def wait(self) -> None:
         """Until all ranks are here: one that leaves earlier breaks the others' connections."""
@@ -261,30 +261,25 @@ def compile_couplings(flow: RGFlow) -> bool:
 # Saying, saving, stopping
 
 
-class _Lines(logging.Handler):
-    """Log lines in a file, and on the console without breaking the progress bar."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by logging_to
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage())
-        # A full disk stops the run, as it would at the next checkpoint.
-        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {record.getMessage()}", file=self.file)
-
-
 @contextmanager
 def logging_to(folder: Path) -> Iterator[None]:
-    """Log lines go to the console and to a new file in the run's folder."""
-    logs = make_folder(folder / "logs")
-    log.setLevel(logging.INFO)
-    log.handlers = [_Lines(logs / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log")]
-    log.propagate = False
-    try:
-        yield
-    finally:
-        log.handlers.pop().file.close()
+    """Log lines go to the console, above the progress bar, and to a new file in the run's folder."""
+    path = make_folder(folder / "logs") / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log"
+    with open(path, "a", buffering=1) as file:
+
+        class Lines(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                tqdm.write(record.getMessage())
+                # A full disk stops the run, as it would at the next checkpoint.
+                print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {record.getMessage()}", file=file)
+
+        log.setLevel(logging.INFO)
+        log.handlers = [Lines()]
+        log.propagate = False
+        try:
+            yield
+        finally:
+            log.handlers = []
 
 
 @contextmanager
@@ -315,8 +310,7 @@ def _epoch_files(folder: Path) -> list[Path]:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint a run goes on from: the one within an epoch if any, else the last epoch's."""
     within = folder / "ckpt" / "rgflow_last.pth"
-    epochs = _epoch_files(folder)
-    return within if within.exists() else epochs[-1] if epochs else None
+    return within if within.exists() else next(reversed(_epoch_files(folder)), None)
 
 
 def _optimizers(settings: Settings, flow: RGFlow) -> list[torch.optim.Optimizer]:
@@ -382,25 +376,23 @@ class Run:
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; :class:`UserError` if it is damaged or of another run."""
         state = checkpoints.read_pickle(path)
-        with checkpoints.refusing_damage(path):
+        with refusing_damage(path):
             self._compare(state, path)
             checkpoints.check_finite(state["model"], path)
             self.model.flow.load_state_dict(state["model"])
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
-            self.step = int(state["step"])
-            self.seconds = float(state["seconds"])
-            self.running = [float(bpd) for bpd in state["running"]]
-            self.history = [dict(entry) for entry in state["history"]]
-            self.starts = [dict(entry) for entry in state["starts"]]
-            if len(self.history) != state["epoch"] or not all("bpd" in h for h in self.history):
+            self.step, self.seconds = int(state["step"]), float(state["seconds"])
+            self.running, self.history = list(state["running"]), list(state["history"])
+            self.starts = list(state["starts"])
+            if len(self.history) != state["epoch"]:
                 raise UserError(f"{path}: damaged: its epochs do not fit its history")
 
     def _compare(self, state: dict, path: Path) -> None:
         # A knob that the checkpoint does not know was at its default.
         old, new = asdict(Settings()) | state["settings"], self.facts["settings"]
-        fixed = new.keys() - (_MAY_CHANGE - {"epochs" if new["schedule"] == "cosine" else ""})
-        if differ := [k for k in new if k in fixed and old[k] != new[k]]:
+        may_change = _MAY_CHANGE - {"epochs"} if new["schedule"] == "cosine" else _MAY_CHANGE
+        if differ := [k for k in new if k not in may_change and old[k] != new[k]]:
             changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differ)
             raise UserError(f"{path}: made with other settings ({changes}); use another run folder")
         if state["config"] != self.facts["config"]:
@@ -447,16 +439,13 @@ class Run:
         bpd, settings = sum(self.running) / len(self.running), self.settings
         self.running = []
         epoch, batch = divmod(self.step - 1, self.epoch_steps)
-        rate = (
-            (self.step - self.starts[-1]["step"])
-            * self.batch_size
-            / (time.perf_counter() - self.began)
-        )
+        steps, seconds = self.step - self.starts[-1]["step"], time.perf_counter() - self.began
+        rate = steps * self.batch_size / seconds
+        left = (self.steps - self.step) * self.batch_size / rate
         log.info(
             f"{settings.dataset} {settings.prior} epoch {epoch + 1}/{settings.epochs} batch "
-            f"{batch + 1}/{self.epoch_steps} "
-            f"loss {loss:.4f} bpd {bpd:.4f}, {rate:.0f} images/s, "
-            f"{(self.steps - self.step) * self.batch_size / rate / 60:.1f} min left"
+            f"{batch + 1}/{self.epoch_steps} loss {loss:.4f} bpd {bpd:.4f}, {rate:.0f} images/s, "
+            f"{left / 60:.1f} min left"
         )
         self.record(train_bpd=bpd, gradient_norm=norm)
 
@@ -538,11 +527,6 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     folder = Path(folder)
     check_writable(folder)
     ranks = Ranks(settings.device)
-    if settings.batch_size % ranks.world:
-        raise UserError(
-            f"batch_size must be a multiple of the {ranks.world} processes, not "
-            f"{settings.batch_size}"
-        )
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
         raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
@@ -552,6 +536,10 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         datasets.load_split(settings.dataset, split, where, limit, workers, progress)
         for split, limit in limits.items()
     )
+    if (batch_size := min(settings.batch_size, len(data.images))) % ranks.world:
+        raise UserError(
+            f"batch_size must be a multiple of the {ranks.world} processes, not {batch_size}"
+        )
     final = folder / "model.safetensors"
     with deferred_signals() as signals, ExitStack() as stack:
         if not ranks.rank:
@@ -559,10 +547,10 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         run = Run(settings, folder, ranks, len(data.images), data.fingerprint)
         if latest := latest_checkpoint(folder):
             run.restore(latest)
+        stack.callback(ranks.close)
         run.starts.append({"step": run.step, "commit": provenance()["commit"]})
         if final.exists() and len(run.history) >= settings.epochs:
             return final
-        stack.callback(ranks.close)
         if not ranks.rank:
             stack.enter_context(logging_to(folder))
         begin(run, len(data.images), len(val.images))
@@ -596,15 +584,11 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
     parameters = [p for p in flow.parameters() if p.requires_grad]
     outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
     stop, loss, norm = False, math.nan, torch.tensor(math.nan)
-    total, done = run.steps * run.batch_size, run.step * run.batch_size
-    bar = tqdm(
-        total=total, initial=done, desc="training", unit="image", unit_scale=True,
-        disable=not progress or ranks.rank > 0,
-    )  # fmt: skip
-    with bar:
+    with tqdm(
+        desc="training", total=run.steps * run.batch_size, initial=run.step * run.batch_size,
+        unit="image", unit_scale=True, disable=not progress or ranks.rank > 0,
+    ) as bar:  # fmt: skip
         while True:
-            # One process need not wait for the others to hear of a signal.
-            stop = stop or (ranks.world == 1 and bool(signals))
             if run.running and run.step % run.epoch_steps % 50 == 0:
                 run.say(loss, norm.item())
             if run.step == (len(run.history) + 1) * run.epoch_steps:
@@ -630,7 +614,8 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             asked = torch.full_like(loss, bool(signals))
             values = (loss, bpd.mean(), outlier.double().mean(), asked)
-            loss, bpd, outliers, stop = ranks.mean(torch.stack(values).detach()).tolist()
+            means = ranks.sum(torch.stack(values).detach()) / ranks.world
+            loss, bpd, outliers, stop = means.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm.item()) and outliers < 1):
                 raise diverged(flow, run.step, loss)
             if outliers:
@@ -662,28 +647,29 @@ class Command(Settings):
 
 
 def main() -> None:
-    given = {"out": "runs", "test_mode": False, "resume": None} | cli.typed(
+    typed = cli.typed(
         Command,
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
         "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
         "and want a GPU; on a CPU try: "
         + " ".join(f"--{knob.replace('_', '-')} {value}" for knob, value in LEAN_RECIPE.items()),
     )
-    out, test_mode, resume = (given.pop(name) for name in ("out", "test_mode", "resume"))
-    if test_mode:
+    command = Command(**typed)
+    given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
+    if command.test_mode:
         given = {"train_images": 128, "val_images": 64} | given
-    if resume:
-        folder = Path(resume)
+    if command.resume:
+        folder = Path(command.resume)
         path = latest_checkpoint(folder)
         if path is None:
             raise UserError(f"{folder}: no checkpoint in its ckpt folder; nothing to resume")
         state = checkpoints.read_pickle(path)
-        with checkpoints.refusing_damage(path):
+        with refusing_damage(path):
             # train() refuses flags that would change the run.
             settings = Settings(**state["settings"] | given)
     else:
         settings = Settings(**given)
-        folder = Path(out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
+        folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
         if folder.exists():
             raise UserError(f"{folder} exists; runs are never overwritten, start it again")
     print(train(settings, folder))
