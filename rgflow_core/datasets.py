@@ -47,9 +47,9 @@ class Source:
     Attributes:
         make: (split, root, workers, progress) -> {"images": uint8 (N, 32, 32, C), ...}.
         parameters: (root) -> what the bytes depend on; a cache with others is made again.
+        cache: folder of the cache below root.
         channels: colours of a pixel.
         flip: whether a mirrored picture is as likely as the picture itself.
-        cache: folder of the cache below root.
     """
 
     make: Callable[[str, Path, int, bool], dict[str, np.ndarray]]
@@ -92,6 +92,7 @@ def _msds(name: str) -> Source:
 
 
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")  # others can call programs
+_NAMES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 def _square(path: Path, crop: int | None, resample: str) -> np.ndarray:
@@ -202,9 +203,6 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
     return Source(make, lambda root: {"holdout": holdout}, name.lower(), channels, flip)
 
 
-_NAMES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-
-
 def _pictures(root: Path) -> dict[str, list[Path]]:
     """Each split's pictures below a folder: what is read, and what a cache is compared with."""
 
@@ -220,26 +218,24 @@ def _pictures(root: Path) -> dict[str, list[Path]]:
     return {"train": train, "val": whole[8::10], "test": whole[9::10]}
 
 
-def _folder() -> Source:
-    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
-        if paths := _pictures(root)[split]:
-            return _decode(paths, None, "bicubic", workers, progress)
-        raise UserError(
-            f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or "
-            f"some into each of {', '.join(SPLITS)}"
-        )
+def _folder(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    if paths := _pictures(root)[split]:
+        return _decode(paths, None, "bicubic", workers, progress)
+    raise UserError(
+        f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or "
+        f"some into each of {', '.join(SPLITS)}"
+    )
 
-    def parameters(root: Path) -> dict:
-        if not root.is_dir():
-            raise UserError(f"{root}: no such folder of pictures; give it as the data root")
-        digest = hashlib.sha256()
-        for path in sorted(path for paths in _pictures(root).values() for path in paths):
-            status = path.stat() if path.exists() else path.lstat()
-            facts = (path.relative_to(root), status.st_size, status.st_mtime_ns)
-            digest.update(" ".join(map(str, facts)).encode() + b"\n")
-        return {"files": digest.hexdigest()}
 
-    return Source(make, parameters, cache=".rgflow32")
+def _folder_parameters(root: Path) -> dict:
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder of pictures; give it as the data root")
+    digest = hashlib.sha256()
+    for path in sorted(path for paths in _pictures(root).values() for path in paths):
+        status = path.stat() if path.exists() else path.lstat()
+        facts = (path.relative_to(root), status.st_size, status.st_mtime_ns)
+        digest.update(" ".join(map(str, facts)).encode() + b"\n")
+    return {"files": digest.hexdigest()}
 
 
 SOURCES: dict[str, Source] = {
@@ -249,11 +245,13 @@ SOURCES: dict[str, Source] = {
     "celeba_authors": _celeba("authors"),
     "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py", 5000, 3, flip=True),
     "mnist": _torchvision("MNIST", "MNIST/raw", 5000, 1, flip=False),
-    "folder": _folder(),
+    "folder": Source(_folder, _folder_parameters, cache=".rgflow32"),
 }
 
 
-def _cached(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray] | None:
+def _cached(
+    folder: Path, split: str, parameters: dict, say: bool = True
+) -> dict[str, np.ndarray] | None:
     """The verified arrays of a split; ``None`` if they are not there, or damaged, which is said."""
     manifest, arrays = folder / f"{split}.json", {}
     if not manifest.exists():
@@ -269,7 +267,8 @@ def _cached(folder: Path, split: str, parameters: dict) -> dict[str, np.ndarray]
                     raise UserError(f"{path}: damaged (SHA-256 differs)")
                 arrays[name] = np.load(path, mmap_mode="c")
     except UserError as error:
-        print(f"{error}: made again", file=sys.stderr)
+        if say:
+            print(f"{error}: made again", file=sys.stderr)
         return None
     return arrays
 
@@ -282,6 +281,28 @@ def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndar
             digests[name] = files.sha256(temporary)
     content = {"parameters": parameters, "arrays": digests}
     files.write_json(folder / f"{split}.json", content)
+
+
+def _cached_or_made(
+    name: str, split: str, root: Path, workers: int, progress: bool
+) -> dict[str, np.ndarray]:
+    """The arrays of a split; of several processes one makes them, the others wait."""
+    source = SOURCES[name]
+    folder, parameters = root / source.cache, source.parameters(root)
+    if arrays := _cached(folder, split, parameters, say=False):
+        return arrays
+    with files.locked(folder, wait=True):
+        if arrays := _cached(folder, split, parameters):  # another process made them meanwhile
+            return arrays
+        arrays = source.make(split, root, workers, progress)
+        images, shape = arrays["images"], (SIZE, SIZE, source.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            raise UserError(
+                f"data set {name}: its source must make uint8 images (N >= 1, {SIZE}, {SIZE}, "
+                f"{source.channels}), not {images.dtype} {images.shape}"
+            )
+        _store(folder, split, parameters, arrays)
+    return arrays
 
 
 def load_split(
@@ -303,9 +324,6 @@ def load_split(
         workers: threads that draw or decode.
         progress: show a progress bar.
 
-    Raises:
-        UserError: says what is wrong or missing.
-
     Example:
         >>> load_split("msds1", "test", limit=2).images.shape
         torch.Size([2, 3, 32, 32])
@@ -314,35 +332,20 @@ def load_split(
         raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {SPLITS}, not {split!r}")
-    check_counts(workers=workers, **{} if limit is None else {"limit": limit})
-    root, source = Path(root), SOURCES[name]
+    check_counts(workers=workers)
+    if limit is not None:
+        check_counts(limit=limit)
+    root = Path(root)
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is not a folder; give another data root")
     if limit is not None and name in msds.SETS:
         labels = msds.labels(name, split, 0, min(limit, msds.SPLITS[split]))
         arrays = {"images": msds.render(labels), "labels": labels}
     else:
-        folder, parameters = root / source.cache, source.parameters(root)
-        arrays = _cached(folder, split, parameters)
-        if arrays is None:
-            with files.locked(folder, wait=True):
-                arrays = _cached(folder, split, parameters)  # if another process made it meanwhile
-                if arrays is None:
-                    arrays = source.make(split, root, workers, progress)
-                    _check_made(arrays["images"], name)
-                    _store(folder, split, parameters, arrays)
+        arrays = _cached_or_made(name, split, root, workers, progress)
     images, labels = arrays["images"][:limit], arrays.get("labels")
     return DataSet(
         torch.from_numpy(images).permute(0, 3, 1, 2),
         None if labels is None else labels[:limit],
         hashlib.sha256(np.ascontiguousarray(images)).hexdigest(),
     )
-
-
-def _check_made(images: np.ndarray, name: str) -> None:
-    shape = (SIZE, SIZE, SOURCES[name].channels)
-    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-        raise UserError(
-            f"data set {name}: its source must make uint8 images (N >= 1, {', '.join(map(str, shape))}), "
-            f"not {images.dtype} {images.shape}"
-        )
