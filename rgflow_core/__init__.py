@@ -1,4 +1,4 @@
-"""RG-Flow: a hierarchical normalizing flow, its priors, data and analysis."""
+"""RG-Flow: a hierarchical normalizing flow, its priors, data and training."""
 
 from rgflow_core import msds
 from rgflow_core.checkpoints import load, load_published, save_published

@@ -41,11 +41,10 @@ def evaluate(
     check_counts(batch=batch)
     model = PictureModel(model.flow.fold(), model.prior)
     index = torch.arange(len(images)) if index is None else index
-    bar = tqdm(
-        total=len(images), desc="evaluating", unit="image", leave=False, disable=not progress
-    )
     values = []
-    with bar:
+    with tqdm(
+        desc="evaluating", total=len(images), unit="image", leave=False, disable=not progress
+    ) as bar:
         for part, which in zip(images.split(batch), index.split(batch), strict=True):
             values.append(model.bits_per_dim(part, model.noise(which, seed)).cpu())
             bar.update(len(part))

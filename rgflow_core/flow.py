@@ -50,9 +50,6 @@ class RGFlowConfig:
         coupling: "affine", as published, or "nlsq" (lean subnets only), see
             :mod:`rgflow_core.couplings`.
 
-    Raises:
-        UserError: names the field and the rule it breaks.
-
     Example:
         >>> RGFlowConfig(image_size=16, coupling_layers=(4, 4, 4)).levels
         3
@@ -265,9 +262,11 @@ class Level(nn.Module):
         self, grid: Tensor, inverse: bool = False, sites: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Both layers, each as :meth:`BlockBijection.forward`; same arguments and results."""
-        layers = (self.decimator, self.disentangler)
+        layers = [self.decimator, self.disentangler]
+        if (self.order == "paper") != inverse:
+            layers.reverse()
         total = 0
-        for layer in layers if (self.order == "code") != inverse else reversed(layers):
+        for layer in layers:
             grid, log_det = layer(grid, inverse, sites)
             total = total + log_det
         return grid, total
@@ -316,11 +315,7 @@ class RGFlow(nn.Module):
         return self.join(latents), sum(log_dets)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Generation, coarse to fine: z (B, C, L, L) to y and log|det dy/dz| (B,).
-
-        Raises:
-            UserError: as :meth:`forward`.
-        """
+        """Generation, coarse to fine: z (B, C, L, L) to y and log|det dy/dz| (B,)."""
         self._check(z)
         _, grids, log_dets = zip(*self.decode(self.split(z)), strict=True)
         return grids[-1], sum(log_dets)
@@ -338,9 +333,6 @@ class RGFlow(nn.Module):
             (h, grid, latents, log_det): the grid (B, C, l/2, l/2) that goes on to level h + 1,
             ``None`` at the top; the latents of level h, as in :meth:`split`; the level's
             log-determinant (B,), or with ``sites`` the log-derivatives (B, C, l, l).
-
-        Raises:
-            UserError: as :meth:`forward`.
         """
         self._check(y)
         for h, level in enumerate(self.levels):
@@ -352,13 +344,10 @@ class RGFlow(nn.Module):
         """Generation level by level, coarsest first.
 
         Args:
-            latents: those of all levels, finest first, as :meth:`split` gives them.
+            latents: one for each level, finest first, as :meth:`split` gives them.
 
         Yields:
             (h, grid (B, C, l, l), log-determinant of the level's inverse (B,)).
-
-        Raises:
-            UserError: if there are not as many latents as levels.
         """
         self._check_count(latents)
         grid = None

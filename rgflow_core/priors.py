@@ -23,9 +23,6 @@ CONVENTIONS = ("unit_variance", "unit_scale")
 class Prior:
     """Which prior, "laplace" or "gaussian", and its scale: "unit_variance" or "unit_scale".
 
-    Raises:
-        UserError: for any other name or convention.
-
     Example:
         >>> config = RGFlowConfig(image_size=8, coupling_layers=1)
         >>> Prior("laplace").distribution(config).variance.mean().round(decimals=4)
