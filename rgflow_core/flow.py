@@ -82,12 +82,17 @@ class RGFlowConfig:
             rule = f"have one value per level, finest first: {self.levels}"
             require(len(values) == self.levels, field, rule)
             pairs = [_pair(v) if field == "coupling_layers" else (v, v) for v in values]
+            two = all(len(pair) == 2 for pair in pairs)
             counts = all(type(n) is int and n >= 1 for pair in pairs for n in pair)
-            require(counts and {*map(len, pairs)} == {2}, field, "hold whole numbers >= 1")
+            require(two and counts, field, "hold whole numbers >= 1")
             # One spelling for each config: a number stands for two equal ones.
             object.__setattr__(self, field, tuple(a if a == b else (a, b) for a, b in pairs))
-        choices = {"first_parity": ("even", "odd"), "order": ("code", "paper")}
-        choices |= {"subnet": tuple(SUBNETS), "coupling": tuple(COUPLINGS)}
+        choices = {
+            "first_parity": ("even", "odd"),
+            "order": ("code", "paper"),
+            "subnet": tuple(SUBNETS),
+            "coupling": tuple(COUPLINGS),
+        }
         for field, allowed in choices.items():
             require(getattr(self, field) in allowed, field, f"be one of {allowed}")
         rule = f"be 'affine' with {self.subnet} subnets"

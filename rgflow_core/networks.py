@@ -45,7 +45,7 @@ class WeightNormLinear(nn.Module):
     """The same layer of S and of T, with W = g v / ||v|| per output row (Salimans and Kingma 2016).
 
     Weights start as U(-b, b) with b = sqrt(2.81 * 3 / fan_in), biases as zero. ``copies`` is 2, or
-    1 for a layer that S and T share.
+    1 where an ablation lets S and T share a layer.
     """
 
     def __init__(self, fan_in: int, fan_out: int, copies: int = 2) -> None:
@@ -84,6 +84,7 @@ class PublishedSubnet(nn.Module):
         outputs: parameters per value of the coupling; here always 2, s and t.
     """
 
+    # What an ablation may change, as it may :meth:`_residual`.
     rescaling = math.sqrt(0.5)
     bound = staticmethod(torch.tanh)
 

@@ -3,6 +3,9 @@
 Every random choice that touches a picture (order, flip, dequantisation noise) is a function of
 the seed, the pass through the data and the picture's index, so that a run that was stopped and
 resumed equals one that never stopped, bit for bit on a CPU with the same number of threads.
+
+In this order: the knobs; which pictures a step sees; processes, precision, compiling; logs, signals,
+checkpoints and the :class:`Run` they belong to; :func:`train` and its :func:`loop`; the command line.
 """
 
 import gc
