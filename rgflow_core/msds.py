@@ -12,7 +12,7 @@ import numpy as np
 
 from rgflow_core import ellipses
 from rgflow_core.ellipses import TILE
-from rgflow_core.errors import check_counts
+from rgflow_core.errors import UserError, check_counts
 
 SETS = ("msds1", "msds2")
 SPLITS = {"train": 90_000, "val": 10_000, "test": 10_000}
@@ -36,18 +36,15 @@ def labels(name: str, split: str, start: int, stop: int, seed: int = 0) -> np.nd
 
     Returns:
         float64, shape (stop - start, 4, 4, 6).
-
-    Raises:
-        ValueError: names the argument and what is allowed.
     """
     if name not in SETS:
-        raise ValueError(f"set must be one of {SETS}, not {name!r}")
+        raise UserError(f"set must be one of {SETS}, not {name!r}")
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {tuple(SPLITS)}, not {split!r}")
+        raise UserError(f"split must be one of {tuple(SPLITS)}, not {split!r}")
     if not 0 <= start <= stop:
-        raise ValueError(f"the range must have 0 <= start <= stop, not {start} ... {stop}")
+        raise UserError(f"the range must have 0 <= start <= stop, not {start} ... {stop}")
     if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
+        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
     n = stop - start
     stream = SETS.index(name) * len(SPLITS) + list(SPLITS).index(split)
     bits = np.random.Philox(key=[seed, stream])
@@ -74,14 +71,14 @@ def labels(name: str, split: str, start: int, stop: int, seed: int = 0) -> np.nd
 def _check_labels(labels: np.ndarray) -> np.ndarray:
     labels = np.asarray(labels, dtype=np.float64)
     if labels.ndim != 4 or labels.shape[1:] != (GRID, GRID, 6):
-        raise ValueError(f"labels must have shape (N, 4, 4, 6), not {labels.shape}")
+        raise UserError(f"labels must have shape (N, 4, 4, 6), not {labels.shape}")
     if not np.isfinite(labels).all():
-        raise ValueError("labels must be finite")
+        raise UserError("labels must be finite")
     position, colour = labels[..., :2], labels[..., 3:]
     if not ((position == np.floor(position)) & (position >= -TILE) & (position <= SIZE)).all():
-        raise ValueError(f"positions must be whole numbers from {-TILE} to {SIZE}")
+        raise UserError(f"positions must be whole numbers from {-TILE} to {SIZE}")
     if not ((colour == np.floor(colour)) & (colour >= 0) & (colour <= 255)).all():
-        raise ValueError("colours must be whole numbers from 0 to 255")
+        raise UserError("colours must be whole numbers from 0 to 255")
     return labels
 
 
@@ -94,9 +91,6 @@ def render(labels: np.ndarray, chunk: int = 64) -> np.ndarray:
 
     Returns:
         uint8, shape (N, 32, 32, 3).
-
-    Raises:
-        ValueError: if labels have another shape or impossible values.
 
     Example:
         >>> render(labels("msds1", "train", 0, 2)).shape
