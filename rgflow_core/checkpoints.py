@@ -81,15 +81,14 @@ def check_finite(state: dict[str, Tensor], path: Path) -> None:
 def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow:
     """The flow of a config with the weights of a state dict, which must fit each other."""
     # First without memory: a config may lie about its size.
-    networks = sum(n * r * d for n, r, d in zip(
-        map(sum, config.couplings), config.res_blocks, config.mlp_depth, strict=True))  # fmt: skip
-    if networks > len(state):
+    levels = zip(config.couplings, config.res_blocks, config.mlp_depth, strict=True)
+    if sum(sum(pair) * blocks * depth for pair, blocks, depth in levels) > len(state):
         raise UserError(f"{path}: its config is of more networks than it has tensors")
     with torch.device("meta"):
         flow = RGFlow(config)
-    wanted = flow.state_dict()
-    wrong = [k for k in wanted.keys() | state.keys()
-             if k not in wanted or k not in state or wanted[k].shape != state[k].shape]  # fmt: skip
+    wanted = {name: value.shape for name, value in flow.state_dict().items()}
+    given = {name: value.shape for name, value in state.items()}
+    wrong = {name for name, _ in wanted.items() ^ given.items()}
     if wrong:
         raise UserError(
             f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
@@ -158,9 +157,8 @@ def _published_config(state: dict[str, Tensor], layout: _Layout) -> RGFlowConfig
         hidden = state[first + "0.1.weight_v"].shape[0]
         levels.append((couplings, _count(state, first), hidden, depth))
     size = kernel * 2 ** (len(levels) - 1)
-    names = ("coupling_layers", "res_blocks", "hidden", "mlp_depth")
-    sizes = dict(zip(names, zip(*levels, strict=True), strict=True))
-    return RGFlowConfig(size, channels, kernel, **sizes, first_parity=layout.parity)
+    fields = zip(*levels, strict=True)  # in the order of the config's
+    return RGFlowConfig(size, channels, kernel, *fields, first_parity=layout.parity)
 
 
 def _published_names(config: RGFlowConfig, layout: _Layout) -> dict[str, tuple[str, str]]:
