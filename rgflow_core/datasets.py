@@ -22,7 +22,7 @@ from rgflow_core import files, msds
 from rgflow_core.errors import UserError, check_counts
 
 SPLITS = ("train", "val", "test")
-SIZE = 32
+SIZE = msds.SIZE
 
 
 @dataclass(frozen=True)
@@ -59,30 +59,19 @@ class Source:
     flip: bool = True
 
 
-def _draw(
-    part: Callable[[slice], np.ndarray], count: int, step: int, workers: int, what: str, show: bool
-) -> np.ndarray:
-    """Pictures (count, 32, 32, 3), made ``step`` at a time by ``part`` on threads."""
-    images = np.empty((count, SIZE, SIZE, 3), np.uint8)
-
-    def make(start: int) -> None:
-        where = slice(start, min(start + step, count))
-        images[where] = part(where)
-
-    starts = range(0, count, step)
+def _on_threads(make: Callable, items: list, workers: int, what: str, progress: bool) -> list:
+    """What ``make`` gives for each item, in order, with a progress bar that says ``what``."""
     with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(make, starts)
-        for _ in tqdm(done, what, len(starts), leave=False, unit=f"x {step}", disable=not show):
-            pass
-    return images
+        done = pool.map(make, items)
+        return list(tqdm(done, what, len(items), leave=False, disable=not progress))
 
 
 def _msds(name: str) -> Source:
     def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
         labels = msds.labels(name, split, 0, msds.SPLITS[split])
-        what = f"drawing {name} {split}"
-        images = _draw(lambda s: msds.render(labels[s]), len(labels), 1000, workers, what, progress)
-        return {"images": images, "labels": labels}
+        parts = [labels[start : start + 1000] for start in range(0, len(labels), 1000)]
+        images = _on_threads(msds.render, parts, workers, f"drawing {name} {split}", progress)
+        return {"images": np.concatenate(images), "labels": labels}
 
     def parameters(root: Path) -> dict:
         return {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS}
@@ -134,22 +123,21 @@ def _decode(
 
     bad = []
 
-    def one(where: slice) -> np.ndarray:
-        (path,) = paths[where]
+    def one(path: Path) -> np.ndarray | None:
         try:
             return _square(path, crop, resample)
         except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
             bad.append(f"{path}: cannot be read as a picture: {error}")
-            return np.zeros(3, np.uint8)
+            return None
 
-    images = _draw(one, len(paths), 1, workers, "decoding", progress)
+    images = _on_threads(one, paths, workers, "decoding", progress)
     if bad:
         named = sorted(bad)[:20] + ([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])
         raise UserError(
             f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
             + "; ".join(named)
         )
-    return {"images": images}
+    return {"images": np.stack(images)}
 
 
 CELEBA_CROPS = {"authors": "bilinear", "igf23": "bicubic"}
