@@ -528,6 +528,9 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "Ranks", lambda _: SimpleNamespace(world=3))
     with pytest.raises(UserError, match="multiple of the 3 processes, not 16"):
         run(tmp_path / "run")
+    # Fewer pictures than a batch make a smaller one.
+    with pytest.raises(UserError, match="multiple of the 3 processes, not 10"):
+        run(tmp_path / "run", batch_size=15, train_images=10)
     assert files_below(tmp_path) == []
 
 
