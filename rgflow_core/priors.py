@@ -15,7 +15,8 @@ from torch.distributions import Distribution, Independent, Laplace, Normal
 from rgflow_core.errors import UserError
 from rgflow_core.flow import RGFlowConfig, lattice_levels
 
-NAMES = ("laplace", "gaussian")
+FAMILIES = {"laplace": Laplace, "gaussian": Normal}
+NAMES = tuple(FAMILIES)
 CONVENTIONS = ("unit_variance", "unit_scale")
 
 
@@ -72,6 +73,7 @@ class Prior:
         per_level = like.new_tensor(values).expand(config.levels)
         levels = lattice_levels(config.image_size, config.kernel).to(like.device)
         scale = (self.scale * per_level[levels]).expand(config.shape)
-        family = Laplace if self.name == "laplace" else Normal
         # No validation of values: a density that is not finite is for the caller to see.
-        return Independent(family(torch.zeros_like(scale), scale, validate_args=False), 3)
+        return Independent(
+            FAMILIES[self.name](torch.zeros_like(scale), scale, validate_args=False), 3
+        )
