@@ -82,11 +82,6 @@ def flip_byte(folder):
     path.write_bytes(content)
 
 
-def truncate(folder):
-    path = folder / "test_labels.npy"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def edit(change):
     """Another program's manifest, without a checksum of its own."""
 
@@ -101,15 +96,12 @@ def edit(change):
 
 DAMAGES = {
     "flipped byte": flip_byte,
-    "truncated": truncate,
     "missing file": lambda f: (f / "test_images.npy").unlink(),
-    "cut manifest": lambda f: (f / "test.json").write_text('{"parameters": {"ver'),
     "empty manifest": lambda f: (f / "test.json").write_text(""),
     "foreign manifest": lambda f: (f / "test.json").write_text("[1, 2]"),
     "no parameters": edit(lambda c: c.pop("parameters")),
     "no arrays": edit(lambda c: c.pop("arrays")),
     "arrays of another type": edit(lambda c: c.update(arrays=[])),
-    "another digest": edit(lambda c: c["arrays"].update(images="0")),
     "another version": edit(lambda c: c["parameters"].update(version=0)),
 }
 
@@ -157,17 +149,13 @@ def test_an_interrupted_generation_is_taken_up(small_msds, tmp_path, monkeypatch
     assert not (tmp_path / "msds2").exists()
 
 
-@pytest.mark.parametrize("limit", [1, 40])
-def test_a_limit_draws_in_memory(limit, tmp_path):
-    data = load("msds1", "val", tmp_path, limit=limit)
-    labels = msds.labels("msds1", "val", 0, limit)
+@pytest.mark.parametrize("limit", [1, 20, 1000])
+def test_a_limit_draws_in_memory(limit, small_msds, tmp_path):
+    data = load("msds1", "test", tmp_path, limit=limit)
+    labels = msds.labels("msds1", "test", 0, min(limit, 20))
     assert np.array_equal(data.labels, labels)
     assert np.array_equal(arrays(data), msds.render(labels))
     assert files_below(tmp_path) == []
-
-
-def test_a_limit_beyond_the_set(small_msds, tmp_path):
-    assert len(load("msds1", "test", tmp_path, limit=1000).images) == 20
 
 
 # CelebA
@@ -187,14 +175,15 @@ def celeba(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [("celeba", Image.Resampling.BICUBIC), ("celeba_authors", Image.Resampling.BILINEAR)],
-)
-def test_celeba(name, mode, celeba):
-    for split, numbers in [("train", (1, 2, 3)), ("val", (4, 5)), ("test", (6,))]:
+CROPS = {"celeba": Image.Resampling.BICUBIC, "celeba_authors": Image.Resampling.BILINEAR}
+
+
+@pytest.mark.parametrize("split", datasets.SPLITS)
+def test_celeba(split, celeba):
+    """Both crops, each with a cache of its own."""
+    for name, mode in [*CROPS.items()] * 2:
         expected = []
-        for number in numbers:
+        for number in {"train": (1, 2, 3), "val": (4, 5), "test": (6,)}[split]:
             with Image.open(celeba / "celeba" / "img_align_celeba" / f"{number:06d}.jpg") as image:
                 left, top = (178 - 148) // 2, (218 - 148) // 2
                 square = image.crop((left, top, left + 148, top + 148))
@@ -205,17 +194,10 @@ def test_celeba(name, mode, celeba):
         assert np.array_equal(arrays(load(name, split, celeba, limit=1)), expected[:1])
 
 
-def test_the_two_crops_have_caches_of_their_own(celeba):
-    igf23, authors = (load(name, "train", celeba) for name in ("celeba", "celeba_authors"))
-    assert not torch.equal(igf23.images, authors.images)
-    assert torch.equal(load("celeba", "train", celeba).images, igf23.images)
-
-
 CELEBA = {
     "no partition": (lambda f: (f / "list_eval_partition.txt").unlink(), "000001.jpg"),
     "no pictures": (lambda f: (f / "img_align_celeba").rename(f / "x"), "img_align_celeba.zip"),
     "a picture missing": (lambda f: picture(f).unlink(), "000004.jpg 1 of 2"),
-    "a picture cut": (lambda f: picture(f).write_bytes(picture(f).read_bytes()[:500]), "000004"),
     "a small picture": (lambda f: smooth(178, 140).save(picture(f)), "000004.jpg 178 x 140"),
     "empty partition": (lambda f: (f / "list_eval_partition.txt").write_text(""), "incomplete"),
     "cut partition": (lambda f: (f / "list_eval_partition.txt").write_text("1.jpg\n"), "damaged"),
@@ -298,16 +280,6 @@ def test_damaged_mnist(mnist):
     path.write_bytes(path.read_bytes()[:1000])
     assert str(root / "MNIST") in said_by(load, "mnist", "test", root)
     assert not (root / "mnist").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "where"),
-    [("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw"), ("folder", ""),
-     ("celeba", "celeba/img_align_celeba")],
-)  # fmt: skip
-def test_missing_files(name, where, tmp_path):
-    assert str(tmp_path / where) in said_by(load, name, "train", tmp_path)
-    assert files_below(tmp_path) == []
 
 
 # A folder of pictures
@@ -418,18 +390,20 @@ def test_too_few_pictures(tmp_path):
 # A set of one's own
 
 
-def test_a_set_of_ones_own(tmp_path, monkeypatch):
+def test_a_set_of_ones_own_is_made_once(tmp_path, monkeypatch, capsys):
     made = []
 
     def make(split, root, workers, progress):
         made.append(split)
         return {"images": np.full((4, 32, 32, 1), 7, np.uint8)}
 
-    source = datasets.Source(make, lambda root: {"version": 1}, "own", channels=1)
+    # JSON does not keep a tuple.
+    source = datasets.Source(make, lambda root: {"size": (1, 2)}, "own", channels=1)
     monkeypatch.setitem(datasets.SOURCES, "own", source)
     for _ in range(2):
         assert torch.all(load("own", "val", tmp_path, limit=3).images == 7)
     assert made == ["val"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -440,37 +414,3 @@ def test_a_source_that_makes_something_else_is_refused(images, tmp_path, monkeyp
     monkeypatch.setitem(datasets.SOURCES, "mine", source)
     assert "uint8" in said_by(load, "mine", "train", tmp_path)
     assert files_below(tmp_path) == []
-
-
-def test_parameters_that_json_does_not_keep(tmp_path, monkeypatch, capsys):
-    images = np.zeros((3, 32, 32, 3), np.uint8)
-    source = datasets.Source(lambda *_: {"images": images}, lambda root: {"size": (1, 2)}, "mine")
-    monkeypatch.setitem(datasets.SOURCES, "mine", source)
-    for _ in range(2):
-        assert len(load("mine", "train", tmp_path).images) == 3
-    assert capsys.readouterr().err == ""
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("msds3", "train"), "data set"),
-        (("msds1", "valid"), "split"),
-        (("msds1", "train", 0), "limit"),
-        (("celeba", "train", -1), "limit"),
-    ],
-)
-def test_bad_arguments(arguments, word, tmp_path):
-    name, split, *limit = arguments
-    assert word in said_by(load, name, split, tmp_path, *limit)
-    assert files_below(tmp_path) == []
-
-
-def test_a_file_in_place_of_the_data_folder(small_msds, tmp_path):
-    (tmp_path / "data").write_text("precious")
-    assert "folder" in said_by(load, "msds1", "test", tmp_path / "data")
-    assert "folder" in said_by(load, "folder", "test", tmp_path / "data")
-    assert (tmp_path / "data").read_text() == "precious"

@@ -68,9 +68,3 @@ def test_files(net, tmp_path):
     checkpoints.write_tensors(path, {"seed": "0"}, net.state_dict())
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(factors.load(path)(image), net(image))
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
-        factors.load(path)
-    checkpoints.write_tensors(path, {}, {"x": torch.zeros(1)})
-    with pytest.raises(UserError, match="not a factor network"):
-        factors.load(path)
