@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import files_below
+from support import contents, files_below
 
 from rgflow_core import datasets, msds
 from rgflow_core.errors import UserError
@@ -110,14 +110,14 @@ DAMAGES = {
 def test_damage_is_noticed_said_and_repaired(damage, small_msds, tmp_path, capsys):
     images = load("msds1", "test", tmp_path).images.clone()  # not a map of the file
     folder = tmp_path / "msds1"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     DAMAGES[damage](folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} != before
+    assert contents(folder) != before
     assert torch.equal(load("msds1", "test", tmp_path).images, images)
     said = capsys.readouterr().err
     assert "again" in said
     assert str(folder) in said
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     load("msds1", "test", tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -236,12 +236,9 @@ def test_cifar10(tmp_path, monkeypatch):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
 
     train = np.concatenate([images[f"data_batch_{i}"] for i in range(1, 6)])
-    for split, expected in [
-        ("train", train[:10]),
-        ("val", train[10:]),
-        ("test", images["test_batch"]),
-    ]:
-        assert np.array_equal(load("cifar10", split, tmp_path).images.numpy(), expected)
+    expected = {"train": train[:10], "val": train[10:], "test": images["test_batch"]}
+    for split, wanted in expected.items():
+        assert np.array_equal(load("cifar10", split, tmp_path).images.numpy(), wanted)
 
 
 def idx(array):
@@ -263,15 +260,12 @@ def mnist(tmp_path):
 
 def test_mnist_is_padded(mnist):
     root, images = mnist
-    for split, expected in [
-        ("train", images["train"][:10]),
-        ("val", images["train"][10:]),
-        ("test", images["t10k"]),
-    ]:
+    train = images["train"]
+    for split, wanted in {"train": train[:10], "val": train[10:], "test": images["t10k"]}.items():
         data = load("mnist", split, root).images
-        assert data.shape == (len(expected), 1, 32, 32)
-        assert np.array_equal(data[:, 0, 2:30, 2:30].numpy(), expected)
-        assert data.sum() == expected.sum(dtype=np.int64)
+        assert data.shape == (len(wanted), 1, 32, 32)
+        assert np.array_equal(data[:, 0, 2:30, 2:30].numpy(), wanted)
+        assert data.sum() == wanted.sum(dtype=np.int64)
 
 
 def test_damaged_mnist(mnist):
