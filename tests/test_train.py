@@ -1,13 +1,16 @@
 """Training: stopped and resumed equals never stopped; what a run leaves; how steps are computed."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
 import shutil
 import signal
 from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -87,44 +90,41 @@ def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch)
 # Stopped and resumed
 
 
-def calls(monkeypatch, owner, name, number, action, after=False):
-    """Do something before (or after) call number ``number`` of a function, counted from 1."""
-    original, count = getattr(owner, name), 0
+def calls(monkeypatch, owner, name, number, action):
+    """Do something before call number ``number`` of a function, counted from 1; after it if < 0."""
+    original, count = getattr(owner, name), itertools.count(1)
 
     def wrapper(*args, **kwargs):
-        nonlocal count
-        count += 1
-        if count == number and not after:
+        now = next(count)
+        if now == number:
             action()
         result = original(*args, **kwargs)
-        if count == number and after:
+        if now == -number:
             action()
         return result
 
     monkeypatch.setattr(owner, name, wrapper)
 
 
-def interrupt():
-    signal.raise_signal(signal.SIGINT)
+interrupt = partial(signal.raise_signal, signal.SIGINT)
 
 
 PLACES = {
-    "before the first step": (train, "dequantise", 1, False),
-    "before an update": (train, "rate_factor", STEPS + 3, False),
-    "after an epoch's last update": (torch.optim.AdamW, "step", STEPS, True),
-    "after the second validation": (evaluate, "mean_and_error", 2, True),
-    "in the last validation": (evaluate, "evaluate", EPOCHS, False),
-    "while samples are drawn": (sample, "write_grid", 2, False),
-    "while checkpoints are pruned": (train.Run, "prune", 2, False),
+    "before the first step": (train, "dequantise", 1),
+    "before an update": (train, "rate_factor", STEPS + 3),
+    "after an epoch's last update": (torch.optim.AdamW, "step", -STEPS),
+    "after the second validation": (evaluate, "mean_and_error", -2),
+    "in the last validation": (evaluate, "evaluate", EPOCHS),
+    "while samples are drawn": (sample, "write_grid", 2),
+    "while checkpoints are pruned": (train.Run, "prune", 2),
 }
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_an_interrupted_run_goes_on_exactly(place, whole, tmp_path, monkeypatch):
-    owner, name, number, after = PLACES[place]
     sent = []
     with monkeypatch.context() as patch:
-        calls(patch, owner, name, number, lambda: (sent.append(1), interrupt()), after)
+        calls(patch, *PLACES[place], lambda: (sent.append(1), interrupt()))
         # A signal may be honoured at once or when the state is whole again.
         with contextlib.suppress(KeyboardInterrupt):
             run(tmp_path)
@@ -144,21 +144,13 @@ def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
     assert_same_run(whole, tmp_path)
 
 
-class Crash(Exception):
-    pass
-
-
-def crash():
-    raise Crash
-
-
 @pytest.mark.parametrize(("save_minutes", "step"), [(0.0, 3), (1e6, STEPS + 3)])
 def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     save_minutes, step, whole, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        calls(patch, train, "dequantise", step, crash)
-        with pytest.raises(Crash):
+        calls(patch, train, "dequantise", step, Mock(side_effect=MemoryError))
+        with pytest.raises(MemoryError):
             run(tmp_path, save_minutes=save_minutes)
     within = tmp_path / "ckpt" / "rgflow_last.pth"
     assert within.exists() == (save_minutes == 0)
@@ -206,7 +198,7 @@ def other_config(patch):
         (other_data, "data have changed"),
         (other_config, "config"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_another_run_is_refused(change, words, whole, monkeypatch):
     before = contents(whole)
@@ -350,12 +342,10 @@ def test_training_lowers_the_bits_per_dimension(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path, monkeypatch):
-    original, count = train.dequantise, 0
+    original, count = train.dequantise, itertools.count(1)
 
     def poisoned(images, noise):
-        nonlocal count
-        count += 1
-        return original(images, noise) * (math.nan if count == STEPS + 3 else 1)
+        return original(images, noise) * (math.nan if next(count) == STEPS + 3 else 1)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "dequantise", poisoned)
