@@ -1,5 +1,7 @@
 """Settings of the whole suite."""
 
+import signal
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -10,6 +12,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 settings.load_profile("suite")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and Python leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: the tensors are small and the cores may be shared. Set here, not in a fixture, so
 # that fixtures of any scope compute with it too: the number of threads changes the last bits.
