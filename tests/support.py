@@ -1,5 +1,6 @@
-"""What several test files share: golden vectors, small random flows, plain helpers."""
+"""What several test files share: golden vectors, small flows and runs, plain helpers."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,9 +8,15 @@ import numpy as np
 import torch
 from scipy import stats
 
-from rgflow_core import Prior, RGFlow, RGFlowConfig
+from rgflow_core import Prior, RGFlow, RGFlowConfig, train
 
 TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
+train.MODELS["tiny"] = TINY
+RUN = train.Settings(
+    model="tiny", train_images=64, val_images=16, batch_size=16, epochs=3, lr=3e-3, beta2=0.99,
+    warmup=3, img_samples=2, workers=1, device="cpu", save_minutes=1e6,
+)  # fmt: skip
+"""A run of twelve steps."""
 NETWORKS = {
     "published": {"subnet": "published"},
     "lean affine": {"subnet": "lean"},
@@ -83,3 +90,27 @@ def lattice_normal(flow: RGFlow, batch: int, seed: int = 0) -> torch.Tensor:
 def files_below(folder: Path) -> list[str]:
     """All files and folders below a folder, hidden ones included."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Name -> bytes of all files below a folder, and its folders."""
+    paths = {name: folder / name for name in files_below(folder)}
+    return {n: path.read_bytes() if path.is_file() else None for n, path in paths.items()}
+
+
+def metrics(folder: Path) -> list[dict]:
+    """A run's metrics, without the only numbers that may differ."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two results are the same bits."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(v, other[k]) for k, v in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor | np.ndarray):
+        one, other = torch.as_tensor(one), torch.as_tensor(other)
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return one == other

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import files_below
+from support import contents, files_below
 
 from rgflow_core import datasets, msds
 from rgflow_core.errors import UserError
@@ -82,11 +82,6 @@ def flip_byte(folder):
     path.write_bytes(content)
 
 
-def truncate(folder):
-    path = folder / "test_labels.npy"
-    path.write_bytes(path.read_bytes()[:-100])
-
-
 def edit(change):
     """Another program's manifest, without a checksum of its own."""
 
@@ -101,15 +96,12 @@ def edit(change):
 
 DAMAGES = {
     "flipped byte": flip_byte,
-    "truncated": truncate,
     "missing file": lambda f: (f / "test_images.npy").unlink(),
-    "cut manifest": lambda f: (f / "test.json").write_text('{"parameters": {"ver'),
     "empty manifest": lambda f: (f / "test.json").write_text(""),
     "foreign manifest": lambda f: (f / "test.json").write_text("[1, 2]"),
     "no parameters": edit(lambda c: c.pop("parameters")),
     "no arrays": edit(lambda c: c.pop("arrays")),
     "arrays of another type": edit(lambda c: c.update(arrays=[])),
-    "another digest": edit(lambda c: c["arrays"].update(images="0")),
     "another version": edit(lambda c: c["parameters"].update(version=0)),
 }
 
@@ -118,14 +110,14 @@ DAMAGES = {
 def test_damage_is_noticed_said_and_repaired(damage, small_msds, tmp_path, capsys):
     images = load("msds1", "test", tmp_path).images.clone()  # not a map of the file
     folder = tmp_path / "msds1"
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = contents(folder)
     DAMAGES[damage](folder)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} != before
+    assert contents(folder) != before
     assert torch.equal(load("msds1", "test", tmp_path).images, images)
     said = capsys.readouterr().err
     assert said.count("made again") == 1
     assert str(folder) in said
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert contents(folder) == before
     load("msds1", "test", tmp_path)
     assert capsys.readouterr().err == ""
 
@@ -157,17 +149,13 @@ def test_an_interrupted_generation_is_taken_up(small_msds, tmp_path, monkeypatch
     assert not (tmp_path / "msds2").exists()
 
 
-@pytest.mark.parametrize("limit", [1, 40])
-def test_a_limit_draws_in_memory(limit, tmp_path):
-    data = load("msds1", "val", tmp_path, limit=limit)
-    labels = msds.labels("msds1", "val", 0, limit)
+@pytest.mark.parametrize("limit", [1, 20, 1000])
+def test_a_limit_draws_in_memory(limit, small_msds, tmp_path):
+    data = load("msds1", "test", tmp_path, limit=limit)
+    labels = msds.labels("msds1", "test", 0, min(limit, 20))
     assert np.array_equal(data.labels, labels)
     assert np.array_equal(arrays(data), msds.render(labels))
     assert files_below(tmp_path) == []
-
-
-def test_a_limit_beyond_the_set(small_msds, tmp_path):
-    assert len(load("msds1", "test", tmp_path, limit=1000).images) == 20
 
 
 # CelebA
@@ -187,14 +175,15 @@ def celeba(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [("celeba", Image.Resampling.BICUBIC), ("celeba_authors", Image.Resampling.BILINEAR)],
-)
-def test_celeba(name, mode, celeba):
-    for split, numbers in [("train", (1, 2, 3)), ("val", (4, 5)), ("test", (6,))]:
+CROPS = {"celeba": Image.Resampling.BICUBIC, "celeba_authors": Image.Resampling.BILINEAR}
+
+
+@pytest.mark.parametrize("split", datasets.SPLITS)
+def test_celeba(split, celeba):
+    """Both crops, each with a cache of its own."""
+    for name, mode in [*CROPS.items()] * 2:
         expected = []
-        for number in numbers:
+        for number in {"train": (1, 2, 3), "val": (4, 5), "test": (6,)}[split]:
             with Image.open(celeba / "celeba" / "img_align_celeba" / f"{number:06d}.jpg") as image:
                 left, top = (178 - 148) // 2, (218 - 148) // 2
                 square = image.crop((left, top, left + 148, top + 148))
@@ -205,17 +194,10 @@ def test_celeba(name, mode, celeba):
         assert np.array_equal(arrays(load(name, split, celeba, limit=1)), expected[:1])
 
 
-def test_the_two_crops_have_caches_of_their_own(celeba):
-    igf23, authors = (load(name, "train", celeba) for name in ("celeba", "celeba_authors"))
-    assert not torch.equal(igf23.images, authors.images)
-    assert torch.equal(load("celeba", "train", celeba).images, igf23.images)
-
-
 CELEBA = {
     "no partition": (lambda f: (f / "list_eval_partition.txt").unlink(), "000001.jpg"),
     "no pictures": (lambda f: (f / "img_align_celeba").rename(f / "x"), "img_align_celeba.zip"),
     "a picture missing": (lambda f: picture(f).unlink(), "000004.jpg 1 of 2"),
-    "a picture cut": (lambda f: picture(f).write_bytes(picture(f).read_bytes()[:500]), "000004"),
     "a small picture": (lambda f: smooth(178, 140).save(picture(f)), "000004.jpg 178 x 140"),
     "empty partition": (lambda f: (f / "list_eval_partition.txt").write_text(""), "incomplete"),
     "cut partition": (lambda f: (f / "list_eval_partition.txt").write_text("1.jpg\n"), "damaged"),
@@ -254,12 +236,9 @@ def test_cifar10(tmp_path, monkeypatch):
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
 
     train = np.concatenate([images[f"data_batch_{i}"] for i in range(1, 6)])
-    for split, expected in [
-        ("train", train[:10]),
-        ("val", train[10:]),
-        ("test", images["test_batch"]),
-    ]:
-        assert np.array_equal(load("cifar10", split, tmp_path).images.numpy(), expected)
+    expected = {"train": train[:10], "val": train[10:], "test": images["test_batch"]}
+    for split, wanted in expected.items():
+        assert np.array_equal(load("cifar10", split, tmp_path).images.numpy(), wanted)
 
 
 def idx(array):
@@ -281,15 +260,12 @@ def mnist(tmp_path):
 
 def test_mnist_is_padded(mnist):
     root, images = mnist
-    for split, expected in [
-        ("train", images["train"][:10]),
-        ("val", images["train"][10:]),
-        ("test", images["t10k"]),
-    ]:
+    train = images["train"]
+    for split, wanted in {"train": train[:10], "val": train[10:], "test": images["t10k"]}.items():
         data = load("mnist", split, root).images
-        assert data.shape == (len(expected), 1, 32, 32)
-        assert np.array_equal(data[:, 0, 2:30, 2:30].numpy(), expected)
-        assert data.sum() == expected.sum(dtype=np.int64)
+        assert data.shape == (len(wanted), 1, 32, 32)
+        assert np.array_equal(data[:, 0, 2:30, 2:30].numpy(), wanted)
+        assert data.sum() == wanted.sum(dtype=np.int64)
 
 
 def test_damaged_mnist(mnist):
@@ -298,16 +274,6 @@ def test_damaged_mnist(mnist):
     path.write_bytes(path.read_bytes()[:1000])
     assert str(root / "MNIST") in said_by(load, "mnist", "test", root)
     assert not (root / "mnist").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "where"),
-    [("cifar10", "cifar-10-batches-py"), ("mnist", "MNIST/raw"), ("folder", ""),
-     ("celeba", "celeba/img_align_celeba")],
-)  # fmt: skip
-def test_missing_files(name, where, tmp_path):
-    assert str(tmp_path / where) in said_by(load, name, "train", tmp_path)
-    assert files_below(tmp_path) == []
 
 
 # A folder of pictures
@@ -338,12 +304,16 @@ def test_folder_is_split_by_name(tmp_path):
         assert np.array_equal(arrays(load("folder", split, tmp_path)), expected[numbers])
 
 
-def test_folder_with_splits_of_its_own(tmp_path):
+def test_folder_with_splits_of_its_own(tmp_path, capsys):
     """Test pictures never train, and a missing split is not made from the others."""
     for split, count in (("train", 3), ("test", 2)):
         fill(tmp_path / split / "class", count)
-        expected = np.stack([bicubic(smooth(40, 50, seed=i)) for i in range(count)])
-        assert np.array_equal(arrays(load("folder", split, tmp_path)), expected)
+    for _ in range(2):
+        for split, count in (("train", 3), ("test", 2)):
+            expected = np.stack([bicubic(smooth(40, 50, seed=i)) for i in range(count)])
+            assert np.array_equal(arrays(load("folder", split, tmp_path)), expected)
+        fill(tmp_path / "elsewhere", 1)  # what is not read does not count
+    assert capsys.readouterr().err == ""
     assert "val" in said_by(load, "folder", "val", tmp_path)
 
 
@@ -400,15 +370,6 @@ def test_a_changed_folder_is_read_again(change, tmp_path, capsys):
     assert "again" in capsys.readouterr().err
 
 
-def test_what_is_not_read_is_not_in_the_key(tmp_path, capsys):
-    for split in datasets.SPLITS:
-        fill(tmp_path / split, 1)
-    load("folder", "train", tmp_path)
-    fill(tmp_path / "elsewhere", 1)
-    load("folder", "train", tmp_path)
-    assert capsys.readouterr().err == ""
-
-
 def test_too_few_pictures(tmp_path):
     assert str(tmp_path / "no") in said_by(load, "folder", "train", tmp_path / "no")
     fill(tmp_path, 5)
@@ -418,18 +379,20 @@ def test_too_few_pictures(tmp_path):
 # A set of one's own
 
 
-def test_a_set_of_ones_own(tmp_path, monkeypatch):
+def test_a_set_of_ones_own_is_made_once(tmp_path, monkeypatch, capsys):
     made = []
 
     def make(split, root, workers, progress):
         made.append(split)
         return {"images": np.full((4, 32, 32, 1), 7, np.uint8)}
 
-    source = datasets.Source(make, lambda root: {"version": 1}, "own", channels=1)
+    # JSON does not keep a tuple.
+    source = datasets.Source(make, lambda root: {"size": (1, 2)}, "own", channels=1)
     monkeypatch.setitem(datasets.SOURCES, "own", source)
     for _ in range(2):
         assert torch.all(load("own", "val", tmp_path, limit=3).images == 7)
     assert made == ["val"]
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -440,37 +403,3 @@ def test_a_source_that_makes_something_else_is_refused(images, tmp_path, monkeyp
     monkeypatch.setitem(datasets.SOURCES, "mine", source)
     assert "uint8" in said_by(load, "mine", "train", tmp_path)
     assert files_below(tmp_path) == []
-
-
-def test_parameters_that_json_does_not_keep(tmp_path, monkeypatch, capsys):
-    images = np.zeros((3, 32, 32, 3), np.uint8)
-    source = datasets.Source(lambda *_: {"images": images}, lambda root: {"size": (1, 2)}, "mine")
-    monkeypatch.setitem(datasets.SOURCES, "mine", source)
-    for _ in range(2):
-        assert len(load("mine", "train", tmp_path).images) == 3
-    assert capsys.readouterr().err == ""
-
-
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (("msds3", "train"), "data set"),
-        (("msds1", "valid"), "split"),
-        (("msds1", "train", 0), "limit"),
-        (("celeba", "train", -1), "limit"),
-    ],
-)
-def test_bad_arguments(arguments, word, tmp_path):
-    name, split, *limit = arguments
-    assert word in said_by(load, name, split, tmp_path, *limit)
-    assert files_below(tmp_path) == []
-
-
-def test_a_file_in_place_of_the_data_folder(small_msds, tmp_path):
-    (tmp_path / "data").write_text("precious")
-    assert "folder" in said_by(load, "msds1", "test", tmp_path / "data")
-    assert "folder" in said_by(load, "folder", "test", tmp_path / "data")
-    assert (tmp_path / "data").read_text() == "precious"

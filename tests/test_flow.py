@@ -19,8 +19,7 @@ from support import (
 )
 
 from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, load_published
-from rgflow_core.flow import decimate, lattice_levels, undecimate
-from rgflow_core.networks import merge_parity, split_parity
+from rgflow_core.flow import lattice_levels
 from study import cones
 
 ORDERS, PARITIES = ("code", "paper"), ("even", "odd")
@@ -139,15 +138,6 @@ def test_inverse(config, dtype, seed):
 
 
 @each_network
-def test_a_fresh_flow_is_the_identity(network):
-    flow = RGFlow(RGFlowConfig(coupling_layers=1, hidden=8, **network))
-    y = lattice_normal(flow, 2)
-    z, log_det = flow(y)
-    assert torch.equal(z, y)
-    assert torch.equal(log_det, torch.zeros(2))
-
-
-@each_network
 def test_variants_of_the_computation_change_no_result(network):
     """Folded weights, and activations recomputed in the backward pass."""
     flow = small_flow(**network, res_blocks=2, mlp_depth=2)
@@ -225,17 +215,21 @@ def influenced(row, column, size, kernel, order):
 
 
 @pytest.mark.parametrize(
-    ("size", "kernel", "network"),
-    [(16, 4, "published"), (8, 2, "lean affine"), (12, 6, "lean nlsq")],
+    ("size", "kernel", "channels", "network"),
+    [(16, 4, 1, "published"), (16, 2, 1, "lean affine"), (12, 6, 3, "lean nlsq")],
 )
 @each_order
-def test_influence_is_exactly_what_the_lattice_allows(size, kernel, network, order):
+def test_influence_is_exactly_what_the_lattice_allows(size, kernel, channels, network, order):
     """And so say the study's cones, which follow from the configuration alone."""
-    flow = small_flow(image_size=size, kernel=kernel, order=order, **NETWORKS[network])
+    fields = {"image_size": size, "kernel": kernel, "channels": channels, "order": order}
+    flow = small_flow(**fields, **NETWORKS[network])
     z = lattice_normal(flow, 1)
-    generation, inference = (
-        (jacobians(f, z)[0] != 0).reshape(size, size, size, size) for f in (flow.inverse, flow)
-    )
+    reached = [(jacobians(f, z)[0] != 0).unflatten(0, z.shape[1:]).unflatten(3, z.shape[1:])
+               for f in (flow.inverse, flow)]  # fmt: skip
+    for colours in product(range(channels), repeat=2):  # all alike
+        for each in reached:
+            assert torch.equal(each[colours[0], :, :, colours[1]], each[0, :, :, 0])
+    generation, inference = (each[0, :, :, 0] for each in reached)
     for row, column in product(range(size), repeat=2):
         allowed = influenced(row, column, size, kernel, order)
         assert torch.equal(generation[:, :, row, column], allowed), (row, column)
@@ -245,20 +239,6 @@ def test_influence_is_exactly_what_the_lattice_allows(size, kernel, network, ord
             changed[row, column] = True
             touched = inference[:, :, row, column]
             assert torch.equal(cones.inference_cone(flow.config, changed), touched)
-
-
-@each_order
-def test_influence_at_full_size_in_colour(order):
-    flow = small_flow(image_size=32, channels=3, order=order)
-    # Latents of all levels, at odd and even positions, next to an edge and inside.
-    pixels = [(31, 0), (13, 6), (2, 28), (4, 4), (24, 8), (12, 20), (0, 16), (8, 24)]
-    z = lattice_normal(flow, len(pixels))
-    tangent = torch.zeros_like(z)
-    for k, pixel in enumerate(pixels):
-        tangent[(k, 1, *pixel)] = 1
-    _, change = torch.func.jvp(lambda z: flow.inverse(z)[0], (z,), (tangent,))
-    allowed = torch.stack([influenced(*pixel, 32, 4, order) for pixel in pixels])
-    assert torch.equal(change != 0, allowed[:, None].expand_as(change))
 
 
 def test_the_orders_allow_different_influence():
@@ -283,28 +263,10 @@ def test_split_and_join():
     assert [tuple(part.shape[2:]) for part in latents] == [(3, 8, 8), (3, 4, 4), (4, 4)]
     assert [part.unique().tolist() for part in latents] == [[0], [1], [2]]
     z = lattice_normal(flow, 2)
-    latents = flow.split(z)
-    assert torch.equal(flow.join(latents), z)
-    latents[1] = torch.zeros_like(latents[1])
-    assert torch.equal(flow.join(latents) != z, levels == 1)
+    assert torch.equal(flow.join(flow.split(z)), z)
     for wants_all in (flow.join, lambda latents: next(flow.decode(latents))):
         with pytest.raises(ValueError, match="3"):
             wants_all(latents[:2])
-
-
-def test_decimate_and_parity_are_inverse():
-    x = torch.randn(2, 3, 8, 8)
-    coarse, latents = decimate(x)
-    assert torch.equal(coarse, x[..., ::2, ::2])
-    assert torch.equal(undecimate(coarse, latents), x)
-
-    blocks = torch.arange(2 * 36).reshape(1, 72)
-    even, odd = split_parity(blocks, 2, 6)
-    position = blocks % 36
-    parity = (position // 6 + position % 6) % 2
-    assert set(even.flatten().tolist()) == set(blocks[parity == 0].tolist())
-    assert set(odd.flatten().tolist()) == set(blocks[parity == 1].tolist())
-    assert torch.equal(merge_parity(even, odd, 2, 6), blocks)
 
 
 @each_order
@@ -355,29 +317,6 @@ def test_initial_weights():
             assert torch.equal(value, direction.norm(dim=-1, keepdim=True))
         else:
             assert torch.all(value == (1 if ".alphas." in name else 0)), name
-
-
-def test_activation_with_small_alpha():
-    """x sigmoid(alpha x) is computed as silu(alpha x) / alpha; alpha may still be 0."""
-    flow = randomise(small_flow(subnet="published"), strength=0.5)
-    subnet = flow.levels[0].decimator.couplings[0].subnet
-    for alphas in subnet.alphas:
-        alphas[1].data[:, :4] = torch.tensor([0.0, 1e-30, -1e-9, 1e-3])
-    half = torch.randn(20, subnet.gain.shape[1] // 2, dtype=torch.float64)
-    x = merge_parity(half, torch.zeros_like(half), *subnet.block)
-    s, t = subnet.prepare()(half, 0)
-    for net, ours in ((0, s), (1, t)):
-        out = x
-        for linears, alphas in zip(subnet.linears, subnet.alphas, strict=True):
-            hidden = out
-            for linear, a in zip(linears, alphas, strict=True):
-                v, g = linear.weight_v[net], linear.weight_g[net]
-                weight = g * v / v.norm(dim=1, keepdim=True)
-                hidden = hidden * torch.sigmoid(a[net] * hidden)
-                hidden = hidden @ weight.T + linear.bias[net]
-            out = (out + hidden) / 2**0.5
-        expected = split_parity(out * subnet.gain[net], *subnet.block)[1]
-        close(ours, torch.tanh(expected) if net == 0 else expected, 1e-12)
 
 
 @pytest.mark.parametrize(("subnet", "bound"), [("published", 1), ("lean", 2)])

@@ -93,21 +93,17 @@ def test_density_and_samples_are_of_one_distribution():
 def test_noise_is_a_function_of_the_image_not_of_its_batch():
     model = random_model()
     whole = model.noise(torch.arange(20), seed=3, epoch=2)
-    assert whole.shape == (20, 3, 8, 8)
-    assert whole.dtype == torch.float32
-    parts = [model.noise(torch.tensor(i), 3, 2) for i in ([0, 1, 2], [19, 7], [7])]
-    assert torch.equal(parts[0], whole[:3])
-    assert torch.equal(parts[1], whole[[19, 7]])
-    assert torch.equal(parts[2], whole[[7]])
-    epochs = torch.tensor([2, 2, 5])
-    mixed = model.noise(torch.tensor([0, 1, 2]), 3, epochs)
+    assert (whole.shape, whole.dtype) == ((20, 3, 8, 8), torch.float32)
+    for index in ([0, 1, 2], [19, 7], [7]):
+        assert torch.equal(model.noise(torch.tensor(index), 3, 2), whole[index])
+    mixed = model.noise(torch.tensor([0, 1, 2]), 3, torch.tensor([2, 2, 5]))
     assert torch.equal(mixed[:2], whole[:2])
     assert not torch.equal(mixed[2], whole[2])
     assert whole.flatten().unique().numel() > 0.999 * whole.numel()
     assert not torch.equal(model.noise(torch.arange(20), seed=4, epoch=2), whole)
     assert stats.kstest(whole.flatten(), "uniform").pvalue > 1e-3
 
-    model, images = random_model(), pictures()
+    images = pictures()
     noise = model.noise(torch.arange(6), seed=5)
     assert torch.equal(model.log_prob(images, seed=5), model.log_prob(images, noise))
     assert not torch.equal(model.log_prob(images, seed=6), model.log_prob(images, noise))
@@ -199,24 +195,3 @@ def test_noise_and_samples_are_the_same_on_a_gpu():
     model = model.cuda()
     assert torch.equal(model.noise(torch.arange(3)).cpu(), noise)
     torch.testing.assert_close(model.sample(3).cpu(), sample)
-
-
-# Bad input
-
-
-def test_wrong_images_and_noise():
-    model = random_model()
-    for bad in (pictures().float(), pictures(2, (1, 8, 8)), pictures(2, (3, 16, 16)), pictures(0)):
-        with pytest.raises(ValueError, match="images must"):
-            model.log_prob(bad)
-    with pytest.raises(ValueError, match="noise must"):
-        model.log_prob(pictures(6), torch.rand(5, 3, 8, 8))
-
-
-def test_impossible_samples():
-    for n in (0, -3):
-        with pytest.raises(ValueError, match="n must"):
-            random_model().sample(n)
-    for temperature in (0, math.nan, (1, 1, 1), 1e300):
-        with pytest.raises(ValueError, match="temperature"):
-            random_model().sample(1, temperature)

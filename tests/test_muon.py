@@ -19,12 +19,9 @@ def test_orthogonalise_makes_singular_values_near_one():
 def test_equals_torch_optim_muon():
     """Theirs is in bfloat16, hence the tolerance; a matrix at a time."""
     start = [torch.randn(n, n) for n in (16, 16, 32, 16)]
-    ours = [torch.nn.Parameter(p.clone()) for p in start]
-    theirs = [torch.nn.Parameter(p.clone()) for p in start]
-    optimizers = (
-        Muon(ours, 0.1),
-        torch.optim.Muon(theirs, 0.1, weight_decay=0.0, momentum=MOMENTUM, nesterov=True),
-    )
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    published = torch.optim.Muon(theirs, 0.1, weight_decay=0.0, momentum=MOMENTUM, nesterov=True)
+    optimizers = (Muon(ours, 0.1), published)
     for _ in range(3):
         gradients = [torch.randn_like(p) for p in start]
         for parameters in (ours, theirs):

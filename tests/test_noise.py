@@ -48,10 +48,8 @@ def test_keys(parts, index):
 
 
 def test_parts_may_be_tensors():
-    index, epochs = torch.tensor([4, 5, 6]), torch.tensor([0, 1, 1])
-    keys = stream(1, 7, epochs, index=index)
-    expected = [key(1, 7, e, i) for e, i in [(0, 4), (1, 5), (1, 6)]]
-    assert [k % WORD for k in keys.tolist()] == expected
+    keys = stream(1, 7, torch.tensor([0, 1, 1]), index=torch.tensor([4, 5, 6]))
+    assert [k % WORD for k in keys.tolist()] == [key(1, 7, 0, 4), key(1, 7, 1, 5), key(1, 7, 1, 6)]
 
 
 @settings(max_examples=30)

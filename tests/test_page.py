@@ -3,7 +3,6 @@
 import base64
 import os
 import re
-import shutil
 
 import nbformat
 import pytest
@@ -69,10 +68,3 @@ def test_a_failing_browser_is_named(tmp_path, monkeypatch):
     assert line.startswith("r.pdf: not written, chromium failed: ")
     assert "exit status 3" in line
     assert not (tmp_path / "r.pdf").exists()
-
-
-@pytest.mark.skipif(not any(map(shutil.which, page.BROWSERS)), reason="no Chromium is installed")
-def test_pdf_is_printed(tmp_path):
-    (tmp_path / "r.html").write_text("<!doctype html><title>T</title><p>text</p>")
-    assert page.print_pdf(tmp_path / "r.html").startswith("r.pdf: printed by ")
-    assert (tmp_path / "r.pdf").read_bytes().startswith(b"%PDF-")

@@ -49,15 +49,6 @@ def test_unit_variance_laplace_is_the_default():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"),
-    [(("cauchy",), "prior"), (("Laplace",), "prior"), (("laplace", "unit"), "convention")],
-)
-def test_unknown_priors(arguments, word):
-    with pytest.raises(ValueError, match=word):
-        Prior(*arguments)
-
-
-@pytest.mark.parametrize(
     "temperature", [0, -1, math.nan, math.inf, (1, 1), (1, 1, 1, 1), (1, 0, 1), ()], ids=str
 )
 def test_impossible_temperatures(temperature):

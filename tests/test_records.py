@@ -55,20 +55,18 @@ def test_make(planned, monkeypatch, capsys):
     monkeypatch.chdir(planned)
     fields = {"dataset": "msds1", "prior": "gaussian", "epochs": 1, "train_images": 64}
     fields |= {"val_images": 32, "data_root": str(ROOT / "data")}
-    write_json(
-        planned / records.PLAN,
-        {
-            "shipped": {"common": fields, "runs": {"a": {}}},
-            "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
-            "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
-        },
-    )
+    plan = {
+        "shipped": {"common": fields, "runs": {"a": {}}},
+        "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
+        "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
+    }
+    write_json(planned / records.PLAN, plan)
     whole = evaluate.datasets.load_split
-    monkeypatch.setattr(
-        evaluate.datasets,
-        "load_split",
-        lambda name, split, root, limit=None, *rest: whole(name, split, root, limit or 50, *rest),
-    )
+
+    def few(name, split, root, limit=None, *rest):
+        return whole(name, split, root, limit or 50, *rest)
+
+    monkeypatch.setattr(evaluate.datasets, "load_split", few)
     path = records.make("a", planned)
     record = read_json(path)
     assert record["images_seen"] == 64
@@ -87,9 +85,8 @@ def test_make(planned, monkeypatch, capsys):
     assert not (planned / "weights" / "b.safetensors").exists()
     monkeypatch.setattr("sys.argv", ["records"])
     records.main()
-    assert capsys.readouterr().out.splitlines()[-1] == "change_bad", (
-        "those without a record are listed"
-    )
+    listed = capsys.readouterr().out.splitlines()
+    assert listed[-1] == "change_bad", "those without a record are listed"
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
     with pytest.raises(UserError, match="c is not a run of the study; those are: a, b, change_bad"):
         records.make("c", planned)

@@ -46,17 +46,14 @@ def test_numbers_are_found_by_what_they_are(tmp_path):
         results.select(table, "area", colour=5)
 
 
-@pytest.mark.parametrize(
-    ("extra", "why"),
-    [
-        (results.row("a", np.nan), "not finite"),
-        (results.row("area", 5, "msds1_laplace", 0), "twice"),
-    ],
-)
-def test_bad_rows_are_refused_and_the_old_table_stays(tmp_path, extra, why):
+BAD = {"not finite": results.row("a", np.nan), "twice": results.row("area", 5, "msds1_laplace", 0)}
+
+
+@pytest.mark.parametrize("why", BAD)
+def test_bad_rows_are_refused_and_the_old_table_stays(tmp_path, why):
     results.write(tmp_path, "x", ROWS)
     with pytest.raises(UserError, match=why):
-        results.write(tmp_path, "x", [*ROWS, extra])
+        results.write(tmp_path, "x", [*ROWS, BAD[why]])
     assert len(results.read(tmp_path)) == len(ROWS)
 
 

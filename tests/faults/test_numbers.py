@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import victims
-from support import TINY, small_flow
+from support import same, small_flow
 
-from rgflow_core import PictureModel, Prior, cli, datasets, evaluate, load, sample, train
+from rgflow_core import PictureModel, Prior, datasets, evaluate, load, sample, train
 from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import results
 
@@ -156,7 +156,7 @@ def test_single_precision(name, trials, measured):
 def test_threads(name, trials, measured):
     images, bits = pictures(name, trials(8, 64)), []
     try:
-        for threads in (1, 2, 4):
+        for threads in trials((1, 2), (1, 2, 4)):
             torch.set_num_threads(threads)
             bits.append(evaluate.evaluate(model(name), images, progress=False))
     finally:
@@ -169,16 +169,15 @@ def test_threads(name, trials, measured):
 # Training
 
 
-def train_tiny(folder, monkeypatch, **changes):
-    monkeypatch.setitem(train.MODELS, "lean", TINY)
-    train.train(replace(victims.SETTINGS, save_minutes=10.0, **changes), folder, progress=False)
+def train_tiny(folder, **changes):
+    train.train(replace(victims.SETTINGS, save_minutes=1e6, **changes), folder, progress=False)
 
 
 def test_a_run_that_diverges_says_when(tmp_path, monkeypatch, counts):
     rate = train.rate_factor
     monkeypatch.setattr(train, "rate_factor", lambda s, step, n: rate(s, step, n) * (1e8 if step > 5 else 1))  # fmt: skip
     with pytest.raises(train.Diverged, match=r"at step \d+, diverged") as error:
-        train_tiny(tmp_path, monkeypatch, epochs=20)
+        train_tiny(tmp_path, epochs=20)
     assert "checkpoints written before are good" in str(error.value)
     kept = sorted((tmp_path / "ckpt").iterdir())
     assert kept
@@ -187,27 +186,30 @@ def test_a_run_that_diverges_says_when(tmp_path, monkeypatch, counts):
     counts("diverging run", "stopped early, best kept")
 
 
-def test_a_run_may_be_repeated(tmp_path, monkeypatch, trials, counts, measured):
+def test_a_run_may_be_repeated(tmp_path, trials, counts, measured):
     """The same seed gives the same weights; another number of threads nearly so."""
+    if not trials(0, 1):
+        pytest.skip("two threads on busy cores wait for each other: make test-faults")
     states = []
-    for threads in trials((1, 1), (1, 1, 2)):  # two threads on busy cores wait for each other
+    for threads in (1, 1, 2):
         torch.set_num_threads(threads)
         folder = tmp_path / str(len(states))
         try:
-            train_tiny(folder, monkeypatch)
+            train_tiny(folder)
         finally:
             torch.set_num_threads(1)
         states.append(load(folder / "model.safetensors").flow.state_dict())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    for other in states[2:]:
-        apart = max((v - other[n]).abs().max().item() for n, v in states[0].items())
-        assert apart < 1e-3
-        measured("two threads", weights_differ_after_12_steps=apart)
+    assert same(states[0], states[1])
+    apart = max((v - states[2][n]).abs().max().item() for n, v in states[0].items())
+    assert apart < 1e-3
+    measured("two threads", weights_differ_after_12_steps=apart)
     counts("same seed again", "identical")
 
 
 def test_long_runs_stay_small(tmp_path, monkeypatch, trials, measured):
     """Memory is flat over thousands of steps, and so is what a step writes."""
+    if not trials(0, 1):
+        pytest.skip("a few steps show nothing of it: make test-faults")
     used, summary = [], evaluate.mean_and_error
 
     def watched(values):
@@ -216,19 +218,12 @@ def test_long_runs_stay_small(tmp_path, monkeypatch, trials, measured):
         return summary(values)
 
     monkeypatch.setattr(evaluate, "mean_and_error", watched)
-    epochs = trials(6, 60)
-    train_tiny(tmp_path, monkeypatch, epochs=epochs, images_per_epoch=trials(80, 640))
-    third = epochs // 3
-    growth = sum(used[-third:]) / third - sum(used[third : 2 * third]) / third
+    epochs, steps = 60, 60 * 40
+    train_tiny(tmp_path, epochs=epochs, images_per_epoch=16 * 40)
+    growth = (sum(used[40:]) - sum(used[20:40])) / 20
     assert growth < 10  # MiB
-    steps = epochs * trials(5, 40)
     (log,) = (tmp_path / "logs").iterdir()
     lines = len(log.read_text().splitlines())
     assert lines < steps / 50 + 4 * epochs + 10
     assert len(list((tmp_path / "ckpt").iterdir())) <= victims.SETTINGS.keep + 1
     measured("long run", steps=steps, growth_in_mib=growth, log_lines=lines)
-
-
-def test_devices_are_refused_alike():
-    with pytest.raises(ValueError, match="device 'meta' cannot be used here"):
-        cli.pick_device("meta")

@@ -66,7 +66,7 @@ def loop_of_folders(path):
 
 def pixels(*shape, dtype=np.uint8, mode=None):
     def make(path):
-        image = Image.fromarray(noise(*shape, dtype=dtype) * (256 if dtype == np.uint16 else 1))
+        image = Image.fromarray(noise(*shape, dtype=dtype))
         (image.convert(mode) if mode else image).save(path)
 
     return make
@@ -78,11 +78,8 @@ REFUSED = {
     "cut.png": truncated,
     "chunk.png": bad_chunk,
     "cut.jpg": truncated,
-    "cut.webp": truncated,
     "page.png": lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-    "drawing.png": lambda p: p.write_text('<svg xmlns="http://www.w3.org/2000/svg"/>'),
     "animated.gif": animated,
-    "animated.webp": animated,
     "animated.png": animated,
     "enormous.png": lambda p: png_of_size(p, 60_000, 60_000),
     "large.png": lambda p: png_of_size(p, 12_000, 12_000),
@@ -92,15 +89,9 @@ REFUSED = {
     "loop.png": loop,
     "nowhere.png": lambda p: p.symlink_to(p.parent / "nothing"),
 }
-USED = {
-    "grey.png": pixels(40, 40),
-    "one_bit.png": pixels(40, 40, mode="1"),
-    "palette.png": pixels(40, 40, 3, mode="P"),
+USED = {  # and those of test_datasets.test_folder_of_mixed_modes
     "palette.gif": pixels(40, 40, 3, mode="P"),
     "cmyk.jpg": pixels(40, 40, 3, mode="CMYK"),
-    "alpha.png": pixels(40, 40, 4),
-    "grey_alpha.png": pixels(40, 40, 3, mode="LA"),
-    "sixteen.png": pixels(40, 40, dtype=np.uint16),
     "ycbcr.tif": pixels(40, 40, 3, mode="YCbCr"),
     "lab.tif": pixels(40, 40, 3, mode="LAB"),
     "pixel.bmp": pixels(1, 1, 3),
@@ -173,17 +164,16 @@ def test_a_pipe_is_no_picture(folder):
     assert len(load(folder)) == 2
 
 
-CELEBA = ["zero.png", "text.png", "cut.jpg", "enormous.png", "animated.gif", "float.tif"]
-
-
-@pytest.mark.parametrize("name", CELEBA)
-def test_celeba(name, tmp_path, counts):
+def test_celeba(tmp_path, counts):
     pictures = tmp_path / "celeba" / "img_align_celeba"
     pictures.mkdir(parents=True)
     for k in range(3):
         Image.fromarray(noise(218, 178, 3)).save(pictures / f"{k}.jpg")
-    REFUSED[name](pictures / name)
+    bad = ["zero.png", "text.png", "cut.jpg", "enormous.png", "animated.gif", "float.tif"]
+    for name in bad:
+        REFUSED[name](pictures / name)
     lines = [f"{path.name} 0" for path in sorted(pictures.iterdir())]
     (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
-    assert name in refused(tmp_path, 1, 4, "celeba")
+    message = refused(tmp_path, len(bad), 9, "celeba")
+    assert all(name in message for name in bad)
     counts("strangers' pictures", "refused by name")

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import resource
-import shutil
+import sys
 import zipfile
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from support import GOLDEN, small_flow
 
-from rgflow_core import Prior, checkpoints, load, load_published, save_published
+from rgflow_core import checkpoints, load, load_published, save_published
 from rgflow_core.errors import UserError
 from study import factors
 
@@ -24,7 +24,8 @@ WRAP = {"authors": "flow", "igf23": "model"}
 
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def refused(path, *words, reader=load):
@@ -78,7 +79,6 @@ class Plant:
 PLANTS = {
     "mkdir": lambda trap: Plant(os.mkdir, str(trap)),
     "system": lambda trap: Plant(os.system, f"mkdir {trap}"),
-    "exec": lambda trap: Plant(exec, f"import os; os.mkdir({str(trap)!r})"),
     "nested": lambda trap: [{"a": (Plant(os.mkdir, str(trap)),)}],
 }
 PLACES = {
@@ -135,38 +135,23 @@ def test_a_bomb(tmp_path, counts):
 
 
 @pytest.mark.parametrize("kind", ["ours", "training", "authors"])
-@pytest.mark.parametrize(
-    "damage", ["empty", "text", "cut", "garbage", "other", "missing", "folder"]
-)
-def test_unreadable(kind, damage, tmp_path, counts):
-    path, other = tmp_path / KINDS[kind], "training" if kind == "ours" else "ours"
-    write(kind, path, *good(kind, tmp_path))
-    write(other, tmp_path / ("other" + KINDS[other]), *good(other, tmp_path))
-    whole = path.read_bytes()
-    path.unlink()
-    damaged = {
-        "empty": b"",
-        "text": b"not weights\n" * 100,
-        "cut": whole[: len(whole) // 2],
-        "garbage": bytes(range(256)) * 16,
-        "other": (tmp_path / ("other" + KINDS[other])).read_bytes(),
-    }
-    if damage in damaged:
-        path.write_bytes(damaged[damage])
-    elif damage == "folder":
-        path.mkdir()
-    refused(path, *(["no such file"] if damage in ("missing", "folder") else []))
+@pytest.mark.parametrize("what", [b"", b"not weights\n" * 100, bytes(range(256)) * 16, "another"])
+def test_not_what_its_name_says(kind, what, tmp_path, counts):
+    if what == "another":
+        other = "training" if kind == "ours" else "ours"
+        path = tmp_path / KINDS[other]
+        write(other, path, *good(other, tmp_path))
+        what = path.read_bytes()
+    (tmp_path / KINDS[kind]).write_bytes(what)
+    refused(tmp_path / KINDS[kind])
     counts("strangers' checkpoints", "refused by name")
 
 
 LIES = {
     "shape": lambda h: h["a"].update(shape=[2**40, 2**20]),
     "negative shape": lambda h: h["a"].update(shape=[-4]),
-    "overflowing shape": lambda h: h["a"].update(shape=[2**63, 2**63]),
     "type": lambda h: h["a"].update(dtype="F64"),
-    "unknown type": lambda h: h["a"].update(dtype="Z9"),
     "offsets": lambda h: h["a"].update(data_offsets=[0, 2**62]),
-    "backward offsets": lambda h: h["a"].update(data_offsets=[16, 0]),
     "overlap": lambda h: h.update(b=dict(h["a"])),
 }
 
@@ -199,24 +184,18 @@ def config(**fields):
 
 LEVELS = ("coupling_layers", "res_blocks", "hidden", "mlp_depth")
 FACTS = {
-    "image_size": config(image_size=2**20),
     "image_size and levels": config(image_size=4 * 2**18, **{k: [1] * 19 for k in LEVELS}),
     "hidden": config(hidden=10**9),
     "mlp_depth": config(mlp_depth=10**9),
-    "res_blocks": config(res_blocks=10**9),
     "coupling_layers": config(coupling_layers=10**9),
     "channels": config(channels=10**9),
-    "no channels": config(channels=0),
-    "kernel": config(kernel=2 * 10**9),
+    "impossible": config(channels=0),
     "subnet": config(subnet="lean"),
-    "order": config(order="sideways"),
-    "coupling": config(coupling="nlsq"),
     "another config": config(hidden=7),
     "unknown field": config(chanels=1),
     "config of another type": lambda c: c.update(config=[1]),
     "no prior": lambda c: c.pop("prior"),
     "unknown prior": lambda c: c.update(prior={"name": "cauchy"}),
-    "foreign prior": lambda c: c.update(prior={"family": "laplace"}),
     "no provenance": lambda c: c.pop("provenance"),
     "no config": lambda c: c.pop("config"),
     "another program's": lambda c: c.update(format="pt"),
@@ -265,22 +244,18 @@ def without(prefix):
 
 TENSORS = {
     "NaN": lambda s, n: s[n].view(-1)[:1].fill_(math.nan),
-    "infinity": lambda s, n: s[n].view(-1)[-1:].fill_(-math.inf),
     "missing": lambda s, n: s.pop(n),
     "extra": lambda s, n: s.update({"more": torch.zeros(2)}),
-    "renamed": lambda s, n: s.update({n + "x": s.pop(n)}),
     "transposed": one(lambda v: v.mT.contiguous()[:, :1]),
     "no values": one(lambda v: v[:0]),
     "whole numbers": every(torch.Tensor.long),
     "mixed types": one(torch.Tensor.half),
-    "complex": every(lambda v: v.to(torch.complex64)),
     "expanded": one(lambda v: v.flatten()[:1].expand(10**9, 1000)),  # bytes that say terabytes
     "sparse": one(torch.Tensor.to_sparse),
     "not a tensor": one(torch.Tensor.tolist),
 }
 AUTHORS = {
     "first weight": without("layers.0.s_layers.0.res_blocks.0.1.weight_v"),
-    "gain": without("layers.3.t_layers.0.scale.scale"),
     "activation": without("layers.0.t_layers.0.res_blocks.0.0.scale"),
     "first mask": without("layers.0.mask_left"),
     "last layer": without("layers.3."),
@@ -298,7 +273,7 @@ AUTHORS = {
 UNFIT = [("ours", "sparse"), ("ours", "not a tensor"), ("factors", "sparse"),
          ("factors", "not a tensor"), ("ours", "expanded"), ("factors", "expanded"),
          # The factor network is converted to float32.
-         ("factors", "whole numbers"), ("factors", "mixed types"), ("factors", "complex")]  # fmt: skip
+         ("factors", "whole numbers"), ("factors", "mixed types")]  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -314,11 +289,3 @@ def test_wrong_tensors(kind, damage, tmp_path, counts):
     write(kind, path, content, state)
     refused(path, *([name] if damage == "missing" and kind == "igf23" else []))
     counts("strangers' checkpoints", "refused by name")
-
-
-def test_a_suffix_is_no_proof(tmp_path):
-    shutil.copy(GOLDEN / "authors_L16_laplace.state", tmp_path / "x.safetensors")
-    refused(tmp_path / "x.safetensors")
-    checkpoints.save(small_flow(), Prior(), tmp_path / "y.safetensors", {})
-    shutil.copy(tmp_path / "y.safetensors", tmp_path / "y.pth")
-    refused(tmp_path / "y.pth")

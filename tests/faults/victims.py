@@ -1,10 +1,12 @@
 """What the trials run in processes of their own: small, quick, and with nothing random."""
 
+import itertools
 import os
 import resource
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,15 +14,12 @@ import numpy as np
 import torch
 import torchvision.utils  # noqa: F401 - before the server is forked
 from matplotlib.figure import Figure
-from support import TINY
+from support import RUN
 
 from rgflow_core import cli, datasets, msds, train
 from study import figures, results
 
-SETTINGS = train.Settings(
-    model="lean", train_images=64, val_images=8, batch_size=16, epochs=3, img_samples=1,
-    optimizer="muon", device="cpu", workers=1, save_minutes=0.0, keep=1,
-)  # fmt: skip
+SETTINGS = replace(RUN, val_images=8, img_samples=1, optimizer="muon", save_minutes=0.0, keep=1)
 msds.render(msds.labels("msds1", "train", 0, 1))  # makes its table, once for all forks
 OPERATIONS = {"open", "os.chmod", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
 OPERATIONS |= {"tempfile.mkstemp", "shutil.copyfile"}
@@ -35,7 +34,6 @@ def data(folder: Path) -> None:
 
 def training(folder: Path) -> None:
     """Train a tiny model, with a checkpoint after every step."""
-    train.MODELS["lean"] = TINY
     train.train(SETTINGS, folder / "run", progress=False)
 
 
@@ -60,39 +58,28 @@ def die() -> None:
 
 def _at_operation(folder: Path, number: int, action: Callable[[], None]) -> None:
     """Do something at a file operation below a folder, counted from 1."""
-    left = number
+    done = itertools.count(1)
 
     def hook(event: str, arguments: tuple) -> None:
-        nonlocal left
-        if event in OPERATIONS and any(str(folder) in str(a) for a in arguments):
-            left -= 1
-            if not left:
-                action()
+        inside = event in OPERATIONS and any(str(folder) in str(a) for a in arguments)
+        if inside and next(done) == number:
+            action()
 
     sys.addaudithook(hook)
 
 
 def _die_at_call(number: int) -> None:
     """Die at a call of any function, Python's or C's, counted from 1."""
-    left = number
-
-    def hook(*_: object) -> None:
-        nonlocal left
-        left -= 1
-        if left <= 0:
-            die()
-
-    sys.setprofile(hook)
+    calls = itertools.count(1)
+    sys.setprofile(lambda *_: next(calls) >= number and die())
 
 
 def _die_in_write(number: int) -> None:
-    save, left = torch.save, number
+    save, written = torch.save, itertools.count(1)
 
     def half(content: object, path: Path) -> None:
-        nonlocal left
         save(content, path)
-        left -= 1
-        if not left:
+        if next(written) == number:
             os.truncate(path, os.path.getsize(path) // 2)
             die()
 
