@@ -17,8 +17,16 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+import numpy as np
 import torch
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
@@ -30,10 +38,12 @@ from rgflow_core.priors import NAMES
 
 Knobs = TypeVar("Knobs")
 STRICT = ConfigDict(strict=True, extra="forbid")
-Count = Annotated[int, Field(ge=1, lt=2**31)]
-Whole = Annotated[int, Field(ge=0, lt=2**31)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# numpy's numbers as Python's
+_PLAIN = BeforeValidator(lambda value: value.item() if isinstance(value, np.generic) else value)
+Count = Annotated[int, Field(ge=1, lt=2**31), _PLAIN]
+Whole = Annotated[int, Field(ge=0, lt=2**31), _PLAIN]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _PLAIN]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _PLAIN]
 # An empty name would be the folder where the command runs.
 Name = Annotated[str, Field(min_length=1)]
 

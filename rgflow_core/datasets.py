@@ -7,9 +7,11 @@ verification follow.
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +20,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import files, msds
-from rgflow_core.errors import UserError, check_counts
+from rgflow_core import files, msds, pictures
+from rgflow_core.errors import UserError, check_counts, explain
 
 SPLITS = ("train", "val", "test")
 SIZE = msds.SIZE
@@ -47,7 +49,7 @@ class Source:
     Attributes:
         make: (split, root, workers, progress) -> {"images": uint8 (N, 32, 32, C), ...}.
         parameters: (root) -> what the bytes depend on; a cache with others is made again.
-        cache: folder of the cache below root.
+        cache: folder of the cache below root; "": among the user's caches, as root is the user's.
         channels: colours of a pixel.
         flip: whether a mirrored picture is as likely as the picture itself.
     """
@@ -80,63 +82,37 @@ def _msds(name: str) -> Source:
     return Source(make, parameters, cache=name, flip=False)
 
 
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")  # others can call programs
-_NAMES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-
-
-def _square(path: Path, crop: int | None, resample: str) -> np.ndarray:
-    """One picture, centre crop (``None``: the largest square), resized: uint8 (32, 32, 3).
-
-    Raises:
-        ValueError, OSError, SyntaxError, Image.DecompressionBombError: if it cannot be used.
-    """
-    from PIL import Image
-    from torchvision.transforms import functional
-
-    with Image.open(path, formats=_FORMATS) as image:
-        if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many")
-        # A second picture in a camera's JPEG is a preview.
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise ValueError(f"it is animated, {image.n_frames} pictures")
-        if image.mode in ("I", "F"):  # Pillow would clip, and the range is not known
-            raise ValueError("it has 32 bits per value; convert it to 8")
-        if min(image.size) < (crop or 1):
-            size = f"{image.width} x {image.height}"
-            raise ValueError(f"{size} is smaller than {crop}; is it CelebA's aligned picture?")
-        if image.mode.startswith("I;16"):  # Pillow would clip, not scale
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        image = image.convert("RGB")
-    image = functional.center_crop(image, crop or min(image.size))
-    return np.asarray(functional.resize(image, SIZE, functional.InterpolationMode(resample)))
-
-
 def _decode(
-    paths: list[Path], crop: int | None, resample: str, workers: int, progress: bool
+    paths: list[Path],
+    crop: int | None,
+    resample: str,
+    workers: int,
+    progress: bool,
+    background: tuple[int, int, int] = pictures.WHITE,
 ) -> dict[str, np.ndarray]:
-    """Decode pictures, see :func:`_square`.
+    """Decode pictures, see :func:`rgflow_core.pictures.read`.
 
     Raises:
         UserError: names the pictures that cannot be used, when all have been looked at.
     """
-    from PIL.Image import DecompressionBombError
-
     bad = []
 
-    def one(path: Path) -> np.ndarray | None:
+    def one(path: Path) -> tuple[np.ndarray, int | None] | None:
         try:
-            return _square(path, crop, resample)
-        except (OSError, ValueError, SyntaxError, DecompressionBombError) as error:
-            bad.append(f"{path}: cannot be read as a picture: {error}")
+            return pictures.read(path, crop, resample, background, SIZE)
+        except Exception as error:  # bytes that are anything raise anything
+            bad.append(f"{path}: cannot be read as a picture: {str(error) or type(error).__name__}")
             return None
 
-    images = _on_threads(one, paths, workers, "decoding", progress)
+    read = _on_threads(one, paths, workers, "decoding", progress)
     if bad:
         named = sorted(bad)[:20] + ([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])
         raise UserError(
             f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
             + "; ".join(named)
         )
+    images, largest = zip(*read, strict=True)
+    pictures.check_range([value for value in largest if value is not None])
     return {"images": np.stack(images)}
 
 
@@ -154,7 +130,11 @@ def _celeba(system: str) -> Source:
                 f"000001.jpg ... 202599.jpg (from img_align_celeba.zip) into {pictures}"
             )
         wanted = {"train": "0", "val": "1", "test": "2"}[split]
-        rows = [line.split() for line in partition.read_text().splitlines() if line.strip()]
+        rows = [
+            line.split()
+            for line in partition.read_text("utf-8", "replace").splitlines()
+            if line.strip()
+        ]
         if bad := [row for row in rows if len(row) != 2]:
             raise UserError(f"{partition}: damaged CelebA partition: {' '.join(bad[0])!r}")
         paths = [pictures / name for name, number in rows if number == wanted]
@@ -179,8 +159,10 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
         try:
             whole = getattr(datasets, name)(str(root), train=split != "test", download=False)
         except (AssertionError, OSError, RuntimeError, ValueError) as error:
+            # torchvision's advice to download is none here.
+            reason = "not found or corrupted" if "download" in str(error) else error
             raise UserError(
-                f"{name} is not here, or damaged: put torchvision's files at {root / where} ({error})"
+                f"{name} is not here, or damaged: put torchvision's files at {root / where} ({reason})"
             ) from None
         images = np.asarray(whole.data)
         if name == "MNIST":
@@ -191,39 +173,37 @@ def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool)
     return Source(make, lambda root: {"holdout": holdout}, name.lower(), channels, flip)
 
 
-def _pictures(root: Path) -> dict[str, list[Path]]:
-    """Each split's pictures below a folder: what is read, and what a cache is compared with."""
+def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
+    """A folder of one's own pictures, see :mod:`rgflow_core.pictures`.
 
-    def below(folder: Path) -> list[Path]:
-        named = (path for path in folder.rglob("*") if path.suffix.lower() in _NAMES)
-        # A link to nowhere, or to itself, was meant to be a picture: decoding will name it.
-        return sorted(p for p in named if p.is_file() or (p.is_symlink() and not p.exists()))
+    Args:
+        background: red, green and blue behind what is transparent.
+    """
 
-    if any((root / split).is_dir() for split in SPLITS):
-        return {split: below(root / split) for split in SPLITS}
-    whole = below(root)
-    train = [path for i, path in enumerate(whole) if i % 10 < 8]
-    return {"train": train, "val": whole[8::10], "test": whole[9::10]}
+    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+        paths, left_out = pictures.splits(root)
+        if not paths[split]:
+            names = ", ".join(SPLITS)
+            raise UserError(
+                f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or some into each "
+                f"of {names}" + (f" ({left_out})" if left_out else "")
+            )
+        if left_out:
+            print(left_out, file=sys.stderr)
+        return _decode(paths[split], None, "bicubic", workers, progress, background)
 
+    def parameters(root: Path) -> dict:
+        if not root.is_dir():
+            raise UserError(f"{root}: no such folder of pictures; give it as the data root")
+        digest = hashlib.sha256()
+        for split, paths in pictures.splits(root)[0].items():
+            for path in paths:
+                status = path.stat() if path.exists() else path.lstat()
+                facts = f"{split} {path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"
+                digest.update(os.fsencode(facts))
+        return {"files": digest.hexdigest(), "background": background}
 
-def _folder(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
-    if paths := _pictures(root)[split]:
-        return _decode(paths, None, "bicubic", workers, progress)
-    raise UserError(
-        f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or "
-        f"some into each of {', '.join(SPLITS)}"
-    )
-
-
-def _folder_parameters(root: Path) -> dict:
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of pictures; give it as the data root")
-    digest = hashlib.sha256()
-    for path in sorted(path for paths in _pictures(root).values() for path in paths):
-        status = path.stat() if path.exists() else path.lstat()
-        facts = (path.relative_to(root), status.st_size, status.st_mtime_ns)
-        digest.update(" ".join(map(str, facts)).encode() + b"\n")
-    return {"files": digest.hexdigest()}
+    return Source(make, parameters, cache="")
 
 
 SOURCES: dict[str, Source] = {
@@ -233,7 +213,7 @@ SOURCES: dict[str, Source] = {
     "celeba_authors": _celeba("authors"),
     "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py", 5000, 3, flip=True),
     "mnist": _torchvision("MNIST", "MNIST/raw", 5000, 1, flip=False),
-    "folder": Source(_folder, _folder_parameters, cache=".rgflow32"),
+    "folder": folder(),
 }
 
 
@@ -271,25 +251,56 @@ def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndar
     files.write_json(folder / f"{split}.json", content)
 
 
+def _cache_folder(name: str, root: Path) -> Path:
+    """Where the cache of a set lies: below the data root, or among the user's caches."""
+    if SOURCES[name].cache:
+        return root / SOURCES[name].cache
+    home = Path("~/.cache").expanduser() if os.environ.get("HOME") else Path(os.devnull)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if it is relative
+    key = hashlib.sha256(os.fsencode(f"{name} {root.resolve()}")).hexdigest()[:16]
+    return (base if base.is_absolute() else home) / "rgflow_core" / key
+
+
+def _make(name: str, split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    source = SOURCES[name]
+    arrays = source.make(split, root, workers, progress)
+    images, shape = arrays["images"], (SIZE, SIZE, source.channels)
+    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+        raise UserError(
+            f"data set {name}: its source must make uint8 images (N >= 1, {SIZE}, {SIZE}, "
+            f"{source.channels}), not {images.dtype} {images.shape}"
+        )
+    return arrays
+
+
 def _cached_or_made(
     name: str, split: str, root: Path, workers: int, progress: bool
 ) -> dict[str, np.ndarray]:
     """The arrays of a split; of several processes one makes them, the others wait."""
-    source = SOURCES[name]
-    folder, parameters = root / source.cache, source.parameters(root)
+    folder, parameters = _cache_folder(name, root), SOURCES[name].parameters(root)
     if arrays := _cached(folder, split, parameters, say=False):
         return arrays
-    with files.locked(folder, wait=True):
+
+    def say(error: Exception) -> None:
+        reason = explain(error).partition(";")[0]
+        print(f"{reason}: {name} {split} is kept in memory, not cached", file=sys.stderr)
+
+    with ExitStack() as stack:
+        try:
+            files.check_writable(folder)
+            stack.enter_context(files.locked(folder, wait=True))
+        except (OSError, UserError) as error:
+            say(error)
+            return _make(name, split, root, workers, progress)
         if arrays := _cached(folder, split, parameters):  # another process made them meanwhile
             return arrays
-        arrays = source.make(split, root, workers, progress)
-        images, shape = arrays["images"], (SIZE, SIZE, source.channels)
-        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-            raise UserError(
-                f"data set {name}: its source must make uint8 images (N >= 1, {SIZE}, {SIZE}, "
-                f"{source.channels}), not {images.dtype} {images.shape}"
-            )
-        _store(folder, split, parameters, arrays)
+        arrays = _make(name, split, root, workers, progress)
+        try:
+            _store(folder, split, parameters, arrays)
+        except OSError as error:  # as when the disk is full; the data root's is the user's to empty
+            if SOURCES[name].cache:
+                raise
+            say(error)
     return arrays
 
 
@@ -320,9 +331,9 @@ def load_split(
         raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {SPLITS}, not {split!r}")
-    check_counts(workers=workers)
+    (workers,) = check_counts(workers=workers)
     if limit is not None:
-        check_counts(limit=limit)
+        (limit,) = check_counts(limit=limit)
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise UserError(f"{root}: is not a folder; give another data root")

@@ -1,19 +1,50 @@
 """The one error for what a user can put right, and errors in one line."""
 
+import operator
 from collections.abc import Callable
 
 from pydantic import ValidationError
 
 
 class UserError(ValueError):
-    """Bad input, or a missing or damaged file: the message says what to do."""
+    """Bad input, or a missing or damaged file: the message says what to do.
+
+    What cannot be printed, as in a file name that is not UTF-8, is shown escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
-def check_counts(**numbers: object) -> None:
-    """Raise :class:`UserError` for the first that is not a whole number >= 1, by its name."""
+def printable(text: object) -> str:
+    """A text in one line, what cannot be printed escaped."""
+
+    def shown(c: str) -> str:
+        escaped = c.encode("unicode_escape").decode()
+        return c if c.isprintable() else " " if c.isspace() else escaped
+
+    return "".join(map(shown, str(text)))
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is a whole number of any library's, and no truth value."""
+    try:
+        operator.index(value)
+    except TypeError:
+        return False
+    return not isinstance(value, bool)
+
+
+def check_counts(**numbers: object) -> list[int]:
+    """The numbers as Python's: numpy's fit neither torch nor JSON.
+
+    Raises:
+        UserError: for the first that is not a whole number >= 1, by its name.
+    """
     for name, value in numbers.items():
-        if type(value) is not int or value < 1:
+        if not is_whole(value) or value < 1:
             raise UserError(f"{name} must be a whole number >= 1, not {value!r}")
+    return [int(value) for value in numbers.values()]
 
 
 def explain(error: Exception, name: Callable[[str], str] = str) -> str:

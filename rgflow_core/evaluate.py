@@ -38,7 +38,7 @@ def evaluate(
         (N,) float64.
     """
     check_images(images, model.flow.config.shape)
-    check_counts(batch=batch)
+    (batch,) = check_counts(batch=batch)
     model = PictureModel(model.flow.fold(), model.prior)
     index = torch.arange(len(images)) if index is None else index
     values = []

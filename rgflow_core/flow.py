@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rgflow_core.couplings import COUPLINGS
-from rgflow_core.errors import UserError, check_counts
+from rgflow_core.errors import UserError, check_counts, is_whole
 from rgflow_core.networks import SUBNETS, PublishedSubnet, merge_parity, split_parity
 
 LARGEST = 4096
@@ -72,7 +72,9 @@ class RGFlowConfig:
             if not holds:
                 raise UserError(f"{field} must {rule}, not {getattr(self, field)!r}")
 
-        check_counts(image_size=self.image_size, channels=self.channels, kernel=self.kernel)
+        for field in ("image_size", "channels", "kernel"):
+            (value,) = check_counts(**{field: getattr(self, field)})
+            object.__setattr__(self, field, value)
         require(self.kernel % 2 == 0, "kernel", "be even")
         fits = self.image_size == self.kernel << max(self.levels - 1, 0) <= LARGEST
         require(fits, "image_size", f"be kernel ({self.kernel}) * 2^k, at most {LARGEST}")
@@ -83,10 +85,11 @@ class RGFlowConfig:
             require(len(values) == self.levels, field, rule)
             pairs = [_pair(v) if field == "coupling_layers" else (v, v) for v in values]
             two = all(len(pair) == 2 for pair in pairs)
-            counts = all(type(n) is int and n >= 1 for pair in pairs for n in pair)
+            counts = all(is_whole(n) and n >= 1 for pair in pairs for n in pair)
             require(two and counts, field, "hold whole numbers >= 1")
             # One spelling for each config: a number stands for two equal ones.
-            object.__setattr__(self, field, tuple(a if a == b else (a, b) for a, b in pairs))
+            plain = [tuple(map(int, pair)) for pair in pairs]
+            object.__setattr__(self, field, tuple(a if a == b else (a, b) for a, b in plain))
         choices = {
             "first_parity": ("even", "odd"),
             "order": ("code", "paper"),

@@ -132,7 +132,7 @@ class PictureModel(nn.Module):
         self, n: int, temperature: float | Sequence[float], seed: int, batch: int
     ) -> Iterator[tuple[RGFlow, Tensor, Tensor]]:
         """The folded flow, and batches of latents z and their transformed pictures y."""
-        check_counts(n=n, batch=batch)
+        n, batch = check_counts(n=n, batch=batch)
         flow = self.flow.fold()
         for start in range(0, n, batch):
             z = self.latents(min(batch, n - start), temperature, seed, start)

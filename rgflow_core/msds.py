@@ -12,7 +12,7 @@ import numpy as np
 
 from rgflow_core import ellipses
 from rgflow_core.ellipses import TILE
-from rgflow_core.errors import UserError, check_counts
+from rgflow_core.errors import UserError, check_counts, is_whole
 
 SETS = ("msds1", "msds2")
 SPLITS = {"train": 90_000, "val": 10_000, "test": 10_000}
@@ -41,6 +41,11 @@ def labels(name: str, split: str, start: int, stop: int, seed: int = 0) -> np.nd
         raise UserError(f"set must be one of {SETS}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {tuple(SPLITS)}, not {split!r}")
+    if not all(map(is_whole, (start, stop, seed))):
+        raise UserError(
+            f"start, stop, seed must be whole numbers, not {start!r}, {stop!r}, {seed!r}"
+        )
+    start, stop, seed = int(start), int(stop), int(seed)  # numpy's overflow
     if not 0 <= start <= stop:
         raise UserError(f"the range must have 0 <= start <= stop, not {start} ... {stop}")
     if not 0 <= seed < 2**63:
@@ -97,7 +102,7 @@ def render(labels: np.ndarray, chunk: int = 64) -> np.ndarray:
         (2, 32, 32, 3)
     """
     labels = _check_labels(labels)
-    check_counts(chunk=chunk)
+    (chunk,) = check_counts(chunk=chunk)
     out = np.empty((len(labels), SIZE, SIZE, 3), np.uint8)
     edge = SIZE + 2 * TILE  # a margin of one tile takes what hangs over the picture's edge
     offset = np.add.outer(np.arange(TILE) * edge, np.arange(TILE)).ravel()

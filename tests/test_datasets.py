@@ -4,17 +4,38 @@ import hashlib
 import json
 import os
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import contents, files_below
+from support import RUN, contents, files_below
 
-from rgflow_core import datasets, msds
+from rgflow_core import (
+    PictureModel,
+    Prior,
+    RGFlow,
+    RGFlowConfig,
+    datasets,
+    evaluate,
+    files,
+    msds,
+    pictures,
+    sample,
+    train,
+)
 from rgflow_core.errors import UserError
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path_factory, monkeypatch):
+    """Where a user's caches lie."""
+    folder = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
 
 
 def load(name, split, root, limit=None, workers=2):
@@ -368,6 +389,252 @@ def test_a_changed_folder_is_read_again(change, tmp_path, capsys):
     CHANGES[change](tmp_path)
     assert load("folder", "train", tmp_path).fingerprint != first.fingerprint
     assert "again" in capsys.readouterr().err
+
+
+JUNK = [
+    ".ipynb_checkpoints/008-checkpoint.png", "._000.png", ".hidden/deep/000.png", "__MACOSX/0.png",
+    "a/__MACOSX/0.png", "a/.git/0.png", "a/._0.jpg", "@eaDir/0.png/SYNOPHOTO_THUMB_M.jpg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*JUNK, "Thumbs.db", "desktop.ini", "a/.DS_Store"])
+def test_hidden_names_and_junk_are_no_data(name, tmp_path, capsys):
+    """Neither a good picture of such a name nor a bad one changes anything."""
+    fill(tmp_path, 20)
+    before = {split: load("folder", split, tmp_path).fingerprint for split in datasets.SPLITS}
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    smooth(40, 50, seed=77).save(tmp_path / name, "PNG")
+    for split, fingerprint in before.items():
+        assert load("folder", split, tmp_path).fingerprint == fingerprint
+    (tmp_path / name).write_bytes(b"Mac OS X")
+    assert load("folder", "train", tmp_path).fingerprint == before["train"]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_this_package_drew_is_no_data(tmp_path, monkeypatch):
+    """Train in the pictures' own folder, draw samples there, and go on."""
+    fill(tmp_path, 20)
+    monkeypatch.chdir(tmp_path)
+    first = load("folder", "train", ".")
+    sample.write_grid(torch.rand(4, 3, 32, 32), "runs/folder_20260101_000000/samples/epoch001.png")
+    sample.write_grid(torch.rand(5, 1, 32, 32), "000_samples.png")
+    with Image.open("000_samples.png") as image:
+        assert image.size == (3 * 34 + 2, 2 * 34 + 2)
+    assert load("folder", "train", ".").fingerprint == first.fingerprint
+
+
+def test_training_goes_on_in_the_pictures_own_folder(tmp_path, monkeypatch):
+    fill(tmp_path, 20)
+    monkeypatch.chdir(tmp_path)
+    for epochs in (1, 2):
+        settings = replace(RUN, dataset="folder", data_root=".", epochs=epochs)
+        train.train(settings, "runs/x", progress=False)
+    assert len(files.read_json("runs/x/record.json")["validation"]) == 2
+
+
+SPELT = ["train val test", "Train Valid Test", "TRAIN validation test", "train VALIDATION TEST"]
+
+
+@pytest.mark.parametrize("names", SPELT)
+def test_splits_of_any_case(names, tmp_path):
+    folders = dict(zip(datasets.SPLITS, names.split(), strict=True))
+    for count, name in enumerate(folders.values(), 1):
+        fill(tmp_path / name / "class", count)
+    for count, split in enumerate(folders, 1):
+        assert len(load("folder", split, tmp_path).images) == count
+
+
+LIKE_SPLITS = [
+    "training testing", "train2017 val2017", "trainA trainB testA testB", "Training_Set rest",
+    "train valid dev", "train val val2", "val valid train", "test-images a",
+    "a/train a/test", "bottle/train/good bottle/test/broken", "deep/er/Train deep/er/Validation",
+    "holdout a", "evaluation a",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("names", LIKE_SPLITS)
+def test_what_looks_like_a_split_is_refused(names, tmp_path):
+    for name in names.split():
+        fill(tmp_path / name, 10)
+    for split in datasets.SPLITS:
+        assert str(tmp_path) in said_by(load, "folder", split, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["trains", "valley", "testudo", "a/train", "develop", "Trainers"])
+def test_what_is_no_split_is_a_class(name, tmp_path):
+    root = tmp_path / ".cache" / "__MACOSX"  # above the pictures any name will do
+    fill(root / "cats", 10)
+    fill(root / name, 10)
+    (root / "test_notes").mkdir()  # without pictures it is nothing
+    assert len(load("folder", "train", root).images) == 16
+
+
+def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
+    for split in datasets.SPLITS:
+        fill(tmp_path / split, 3)
+    fill(tmp_path / "elsewhere", 2)
+    for name in ("a.heic", "b.HEIC", "c.psd", "README"):
+        (tmp_path / "train" / name).write_text("x")
+    load("folder", "train", tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    for words in ("2 pictures beside the splits", "2 .heic", "1 .psd", "1 without an ending"):
+        assert words in said
+
+
+def test_linked_classes_are_read_and_in_the_key(tmp_path, capsys):
+    """Links to folders are followed, each folder once, and a change behind them is seen."""
+    pictures, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
+    fill(elsewhere, 10)
+    pictures.mkdir()
+    (pictures / "class").symlink_to(elsewhere)
+    (pictures / "same").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(tmp_path)
+    (elsewhere / "loop").symlink_to(elsewhere)
+    first = load("folder", "train", pictures)
+    assert len(first.images) == 8
+    assert load("folder", "train", pictures).fingerprint == first.fingerprint
+    assert capsys.readouterr().err == ""
+    smooth(40, 50, seed=99).save(elsewhere / "000.png")
+    assert load("folder", "train", pictures).fingerprint != first.fingerprint
+
+
+def test_key_and_reader_see_the_same(tmp_path, monkeypatch):
+    """Whatever is read is in the key, and nothing else."""
+    fill(tmp_path / "a", 10)
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / ".hidden.png").write_text("x")
+    (tmp_path / "c.heic").write_text("x")
+    key = datasets.SOURCES["folder"].parameters
+    seen = sorted(p for paths in pictures.splits(tmp_path)[0].values() for p in paths)
+    before = key(tmp_path)
+    for path in sorted(p for p in tmp_path.rglob("*") if p.is_file()):
+        stat = path.stat()
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+        assert (key(tmp_path) != before) == (path in seen), path
+        before = key(tmp_path)
+
+
+def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
+    fill(tmp_path / "a", 10)
+    fill(tmp_path / "locked", 10)
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert str(tmp_path / "locked") in said_by(load, "folder", "train", tmp_path)
+
+
+def test_nothing_is_written_among_the_pictures(tmp_path, caches, monkeypatch):
+    fill(tmp_path / "train", 10)
+    before = files_below(tmp_path)
+    first = load("folder", "train", tmp_path)
+    assert files_below(tmp_path) == before
+    assert files_below(caches)
+    monkeypatch.setattr(pictures, "read", None)  # from now on from the cache, by whatever path
+    monkeypatch.chdir(tmp_path)
+    assert load("folder", "train", ".").fingerprint == first.fingerprint
+
+
+def test_each_folder_has_a_cache_of_its_own(tmp_path, capsys):
+    fill(tmp_path / "a", 10)
+    fill(tmp_path / "b", 20)
+    for _ in range(2):
+        assert len(load("folder", "train", tmp_path / "a").images) == 8
+        assert len(load("folder", "train", tmp_path / "b").images) == 16
+    assert capsys.readouterr().err == ""
+
+
+def test_without_a_cache_of_the_user_home_is_asked(tmp_path, monkeypatch):
+    fill(tmp_path / "a", 10)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        load("folder", "train", tmp_path / "a")
+    assert any(name.startswith(".cache/rgflow_core/") for name in files_below(tmp_path / "home"))
+
+
+@pytest.mark.parametrize("where", ["in a file", "nowhere", "/proc/none", "on a full disk"])
+def test_in_memory_where_nothing_can_be_written(where, tmp_path, monkeypatch, capsys):
+    fill(tmp_path / "a", 10)
+    (tmp_path / "file").write_text("precious")
+    caches = {"in a file": str(tmp_path / "file"), "nowhere": "", "/proc/none": where}
+    monkeypatch.delenv("HOME")
+    if where == "on a full disk":
+        (tmp_path / "full").mkdir()
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(np, "save", full)
+    monkeypatch.setenv("XDG_CACHE_HOME", caches.get(where, str(tmp_path / "full")))
+    before = files_below(tmp_path)
+    assert len(load("folder", "train", tmp_path / "a").images) == 8
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "memory" in said
+    assert files_below(tmp_path) == before
+
+
+def test_a_read_only_data_root(mnist, monkeypatch, capsys):
+    root, images = mnist
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, mode: str(root) not in str(p) and access(p, mode))
+    assert len(load("mnist", "test", root).images) == len(images["t10k"])
+    assert "memory" in capsys.readouterr().err
+    assert not (root / "mnist").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes")
+def test_a_name_that_is_not_utf8(tmp_path, capsys):
+    folder = os.fsencode(tmp_path)
+    for k in range(10):
+        smooth(40, 50, seed=k).save(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", folder + b"/caf\xe9%d.png" % k)
+    assert len(load("folder", "train", tmp_path).images) == 8
+    with open(folder + b"/\n\xff.png", "wb") as file:
+        file.write(b"x")
+    message = said_by(load, "folder", "train", tmp_path)
+    assert "/ \\udcff.png" in message
+    message.encode()
+
+
+def test_torchvision_advises_nothing(tmp_path, mnist):
+    for name in ("cifar10", "mnist"):
+        assert "download" not in said_by(load, name, "train", tmp_path / "empty")
+
+
+def test_numpy_numbers(small_msds, tmp_path):
+    whole = load("msds1", "test", tmp_path, limit=np.int64(3), workers=np.uint8(1))
+    assert len(whole.images) == 3
+    assert len(load("msds1", "test", tmp_path, limit=torch.tensor(3)).images) == 3
+    for value in (True, np.True_, 2.0, np.float64(2), "2", np.int8(0)):
+        assert "whole number" in said_by(load, "msds1", "test", tmp_path, value)
+
+
+def test_numpy_numbers_elsewhere():
+    """Configs, settings, models and drawing take numpy's numbers and keep Python's."""
+    i = np.int64
+    config = RGFlowConfig(i(8), np.uint8(1), i(4), ((i(1), i(2)), i(1)), i(1), i(4), (i(1), 1))
+    assert config == RGFlowConfig(8, 1, 4, ((1, 2), 1), 1, 4, 1)
+    json.dumps(config.to_dict())
+    model = PictureModel(RGFlow(config), Prior())
+    assert len(model.sample(i(3), seed=i(1), batch=np.uint8(2))) == 3
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    assert len(evaluate.evaluate(model, images, batch=i(2), progress=False)) == 3
+    labels = msds.labels("msds1", "test", i(2), np.int32(4), np.uint8(3))
+    assert np.array_equal(labels, msds.labels("msds1", "test", 2, 4, 3))
+    assert np.array_equal(msds.render(labels, i(1)), msds.render(labels))
+    settings = train.Settings(epochs=i(2), lr=np.float32(0.5))
+    assert (type(settings.epochs), settings.lr) == (int, 0.5)
+    with pytest.raises(UserError):
+        msds.labels("msds1", "test", 0, 1.5)
+    with pytest.raises(UserError):
+        RGFlowConfig(hidden=True)
 
 
 def test_too_few_pictures(tmp_path):

@@ -89,7 +89,7 @@ def test_environment_yml_uses_the_lock_and_states_no_version_but_pythons() -> No
 
 # Each imports only those before it.
 ORDER = """errors noise pixels couplings networks flow priors files model checkpoints ellipses msds
-datasets cli muon evaluate sample train __init__"""
+pictures datasets cli muon evaluate sample train __init__"""
 
 
 def imported(path: Path) -> set[str]:
