@@ -1,5 +1,11 @@
 """RG-Flow: a hierarchical normalizing flow, its priors, data and training."""
 
+import os
+
+# Threads that wait must not keep other programs off the cores. OpenMP reads this when torch loads.
+if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 from rgflow_core import msds
 from rgflow_core.checkpoints import load, load_published, save_published
 from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from itertools import chain, count, product
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -52,6 +54,13 @@ _LAYOUTS = {
 }  # fmt: skip
 
 
+# What a numpy number in a pickle needs, by its names in numpy 1 and 2; none can run code.
+_NUMBERS = [
+    np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefdU"},
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]  # fmt: skip
+
+
 def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
     """Raise :class:`UserError` unless all are plain tensors whose values are all in the file."""
     for name, value in state.items():
@@ -60,6 +69,14 @@ def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
         # An expanded tensor of some bytes would become one of any size.
         if value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise UserError(f"{path}: {name!r} is smaller than its shape {tuple(value.shape)}")
+
+
+def _bare(state: dict, path: Path) -> dict:
+    """A state dict without what ``DataParallel`` and ``torch.compile`` put into its names."""
+    bare = {re.sub(r"(?<![^.])(module|_orig_mod)\.", "", str(k)): v for k, v in state.items()}
+    if len(bare) < len(state):
+        raise UserError(f"{path}: names tensors twice, with module. or _orig_mod. and without")
+    return bare
 
 
 def _type(tensors: Iterable[Tensor], path: Path) -> torch.dtype:
@@ -93,8 +110,12 @@ def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow
         raise UserError(
             f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
         )
+    dtype = _type(state.values(), path)
+    if dtype.itemsize < 4:
+        print(f"{path}: its weights are {dtype}, computed with in float32", file=sys.stderr)
+        state = {name: value.float() for name, value in state.items()}
     check_finite(state, path)
-    flow = RGFlow(config).to(_type(state.values(), path))
+    flow = RGFlow(config).to(next(iter(state.values())).dtype)
     flow.load_state_dict(state)
     return flow
 
@@ -115,11 +136,12 @@ def read_pickle(path: str | Path) -> dict:
                 if bad := file.testzip():
                     raise ValueError(f"CRC-32 of {bad} differs")
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:  # torch would advise to execute it
-            raise ValueError(
-                "its pickle is damaged or asks for code, which is not executed"
-            ) from None
+            with torch.serialization.safe_globals(_NUMBERS):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # torch would advise to execute it
+            name = re.search(r"(?:GLOBAL |<class ')([\w.]+)", str(error))
+            asks = f"asks for {name[1]}:" if name else "is damaged or asks for"
+            raise ValueError(f"its pickle {asks} code, which is not executed") from None
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, not a dictionary")
     return content
@@ -131,10 +153,13 @@ def _published_state(content: dict, path: Path) -> tuple[dict[str, Tensor], str]
         state = content.get(layout.wrap, content)
         if not isinstance(state, dict):
             continue
-        state = {str(k).removeprefix("module.net."): v for k, v in state.items()}
+        state = {k.removeprefix("net."): v for k, v in _bare(state, path).items()}
         if layout.network.format(i=0, net="s", k=0) + ".res_blocks.0.1.weight_v" in state:
             return state, name
-    raise UserError(f"{path}: in neither published layout (authors, igf23)")
+    raise UserError(
+        f"{path}: in neither published layout (authors, igf23); its first entry is "
+        f"{next(iter(content), None)!r}"
+    )
 
 
 def _count(state: dict, prefix: str) -> int:
@@ -325,8 +350,9 @@ def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None
 
 def _from_ours(content: dict, path: Path, metadata: dict) -> PictureModel:
     prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
-    _check_tensors(content["model"], path)
-    return PictureModel(_build(config, content["model"], path), prior, metadata)
+    state = _bare(content["model"], path)
+    _check_tensors(state, path)
+    return PictureModel(_build(config, state, path), prior, metadata)
 
 
 def load(path: str | Path, prior: str | None = None) -> PictureModel:

@@ -134,9 +134,11 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "mps":
+            raise RuntimeError("MPS has no float64")
         torch.empty(1, device=device).item()  # of device meta there is no value
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
     return device
 
@@ -178,6 +180,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     130 after Ctrl-C and 143 after SIGTERM; any other error is ours and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: what a locale cannot write
     try:
         main()
     except (UserError, ValidationError, OSError) as error:

@@ -2,13 +2,15 @@
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import torch
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, datasets
+from rgflow_core import cli, datasets, msds
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import provenance, write_json
 from rgflow_core.model import PictureModel
@@ -62,8 +64,10 @@ def mean_and_error(values: Tensor) -> dict:
 class Settings(cli.ModelFile):
     """Knobs of the command."""
 
-    dataset: cli.one_of(datasets.SOURCES) = cli.knob("msds1", "data set")
-    data_root: cli.Name = cli.knob("data", "data folder")
+    dataset: cli.one_of(datasets.SOURCES) | None = cli.knob(
+        None, f"data set, if not the file's own ({', '.join(datasets.SOURCES)})"
+    )
+    data_root: cli.Name | None = cli.knob(None, "data folder, if not the file's own")
     split: cli.one_of(datasets.SPLITS) = cli.knob("test", "data split")
     limit: cli.Count | None = cli.knob(None, "only the first so many pictures")
     batch_size: cli.Count = cli.knob(200, "pictures at a time")
@@ -72,13 +76,35 @@ class Settings(cli.ModelFile):
     )
 
 
+def chosen_data(args: Settings, model: PictureModel) -> tuple[str, str]:
+    """The data set and data root that the model was trained on, unless flags say others."""
+    settings = model.metadata.get("settings")
+    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
+    own, root = said.get("dataset"), said.get("data_root", "data")
+    name = args.dataset or own
+    if name is None:
+        names = ", ".join(datasets.SOURCES)
+        raise UserError(
+            f"{args.file}: does not say its data set; add --dataset with one of {names}"
+        )
+    if name != own or (name in msds.SETS and not Path(root).is_dir()):
+        where = args.data_root or "data"  # nothing is drawn where a file from elsewhere says
+    else:
+        where = args.data_root or root
+    if own and (name != own or (name == "folder" and Path(where) != Path(root))):
+        line = f"was trained on {own} ({root}), evaluated on {name} ({where})"
+        print(f"note: {args.file} {line}", file=sys.stderr)
+    return name, where
+
+
 def main() -> None:
     args = cli.parse(
         Settings, "Bits per dimension of a model on a data split, with their standard error."
     )
     out = cli.new_file(args.out) if args.out else None
     model = args.load()
-    images = datasets.load_split(args.dataset, args.split, args.data_root, args.limit).images
+    name, root = chosen_data(args, model)
+    images = datasets.load_split(name, args.split, root, args.limit).images
     bits = evaluate(model, images, args.seed, args.batch_size)
     if not bits.isfinite().all():
         bad = (~bits.isfinite()).nonzero().flatten()
@@ -87,7 +113,7 @@ def main() -> None:
             f"first number {bad[0]}"
         )
     result = mean_and_error(bits)
-    result |= {"dataset": args.dataset, "split": args.split, "prior": vars(model.prior)}
+    result |= {"dataset": name, "split": args.split, "prior": vars(model.prior)}
     if out:
         write_json(out, result | {"provenance": provenance(seed=args.seed, file=args.file)})
     print(json.dumps(result))

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -57,6 +58,39 @@ def _acquire(lock: FileLock, timeout: float = -1) -> bool:
             raise
         return False
     return True
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Make a folder of that name, or of the next that is free: ``_2``, ``_3`` and so on.
+
+    It is removed again if nothing is put there.
+    """
+    path = folder = Path(path)
+    check_writable(path)
+    new = _missing(path.parent)
+    for number in count(2):
+        make_folder(path.parent)
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            folder = path.with_name(f"{path.name}_{number}")
+    try:
+        yield folder
+    finally:
+        _remove_empty(folder, *new)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """What of a folder and its parents does not exist, the innermost first."""
+    return [f for f in (folder, *folder.parents) if not f.exists()]
+
+
+def _remove_empty(*folders: Path) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 @contextmanager
@@ -107,7 +141,7 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
         UserError: if another process works there, and ``wait`` is false.
     """
     folder, timeout = Path(folder), 0
-    new = [f for f in (folder, *folder.parents) if not f.exists()]
+    new = _missing(folder)
     lock = FileLock(folder / ".lock", fallback_to_soft=False)
     while True:
         make_folder(folder)
@@ -130,9 +164,7 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     finally:
         (folder / ".lock").unlink(missing_ok=True)
         lock.release()
-        with contextlib.suppress(OSError):
-            for empty in new:  # it came to nothing
-                empty.rmdir()
+        _remove_empty(*new)  # if it came to nothing
 
 
 @contextmanager
@@ -164,7 +196,8 @@ def write_json(path: str | Path, content: dict) -> None:
     """Write JSON, whole, indented, with its SHA-256; NaN and infinity are refused."""
     content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n")
+        text = json.dumps(content | {"sha256": _digest(content)}, indent=1) + "\n"
+        temporary.write_text(text, "utf-8")
 
 
 def read_json(path: str | Path) -> dict:
@@ -173,7 +206,7 @@ def read_json(path: str | Path) -> dict:
     A file of :func:`write_json` is compared with its SHA-256; one written by hand has none.
     """
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
@@ -189,17 +222,37 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", Path(__file__).parent, *arguments]
+def _commit() -> tuple[str, bool | None]:
+    """The commit of the repository that tracks this very file, and whether that has changes.
+
+    Another repository around it, as of a project with this package in its ``venv/``, has none.
+    """
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", here.parent, *arguments]
+        done = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=True
+        )
+        return done.stdout.strip()
+
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        git("ls-files", "--error-unmatch", here.name)
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "-uno"))
+    except OSError:
+        reason = "git cannot be run"
+    except subprocess.CalledProcessError as error:
+        # 1: not tracked. Else git's own words, without the folder that it names.
+        said = error.stderr.partition("\n")[0].removeprefix("fatal: ").partition(" at ")[0]
+        reason = (
+            f"git says: {said}" if error.returncode != 1 else "no repository tracks this package"
+        )
+    return f"unknown, because {reason}", None
 
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
@@ -207,13 +260,13 @@ def _processor() -> str:
 
 def provenance(**more: object) -> dict:
     """Commit, versions, hardware and date, plus what the caller adds (command, seed, ...)."""
-    commit = _git("rev-parse", "HEAD")
+    commit, changed = _commit()
     versions = {package: version(package) for package in ("torch", "numpy")}
     # Without the folder that the program happens to lie in.
     typed = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return {
-        "commit": commit or "not a git checkout",
-        "uncommitted_changes": bool(_git("status", "--porcelain", "-uno")) if commit else None,
+        "commit": commit,
+        "uncommitted_changes": changed,
         "versions": {"python": platform.python_version()} | versions,
         "hardware": {
             "processor": _processor(),

@@ -46,7 +46,10 @@ class PictureModel(nn.Module):
 
     @property
     def _like(self) -> Tensor:
-        return next(self.flow.parameters())
+        like = next(self.flow.parameters())
+        if like.dtype.itemsize < 4:
+            raise UserError(f"weights of {like.dtype} are too coarse; call .float() on the model")
+        return like
 
     def noise(self, index: Tensor, seed: int = 0, epoch: int | Tensor = 0) -> Tensor:
         """Dequantisation noise (N, C, L, L), a function of (seed, epoch, image index)."""

@@ -13,13 +13,13 @@ import json
 import logging
 import math
 import os
-import shutil
 import signal
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from rgflow_core.files import (
     check_writable,
     locked,
     make_folder,
+    new_folder,
     provenance,
     refusing_damage,
     replacing,
@@ -248,17 +249,35 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 def compile_couplings(flow: RGFlow) -> bool:
     """Let ``torch.compile`` fuse what a coupling layer does, once for all layers and levels.
 
-    Where no C++ compiler is found, nothing changes, and a log line says so.
+    Where that fails, here at a step's try with two pictures or later, a log line says so and
+    nothing changes.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler):
-        log.info(f"No compiler {compiler!r} found: not compiled, the same function, slower")
-        return False
-    compiled = torch.compile(CouplingLayer.forward, dynamic=True)
+    compiled, working = torch.compile(CouplingLayer.forward, dynamic=True), True
+
+    def give_up(error: Exception) -> None:
+        nonlocal working
+        working, reason = False, str(error).strip().partition("\n")[0]
+        log.info(f"Not compiled, the same function, slower: {type(error).__name__}: {reason}")
+
+    def forward(layer: CouplingLayer, *arguments: object) -> object:
+        if working:
+            try:
+                return compiled(layer, *arguments)
+            except Exception as error:  # compilers fail with anything
+                give_up(error)
+        return CouplingLayer.forward(layer, *arguments)
+
     for layer in flow.modules():
         if isinstance(layer, CouplingLayer):
-            layer.forward = partial(compiled, layer)
-    return True
+            layer.forward = partial(forward, layer)
+    try:
+        like = next(flow.parameters())
+        z, log_det = flow(like.new_zeros(2, *flow.config.shape))
+        (z.sum() + log_det.sum()).backward()
+    except Exception as error:
+        give_up(error)
+    flow.zero_grad(set_to_none=True)
+    return working
 
 
 # Saying, saving, stopping
@@ -268,7 +287,7 @@ def compile_couplings(flow: RGFlow) -> bool:
 def logging_to(folder: Path) -> Iterator[None]:
     """Log lines go to the console, above the progress bar, and to a new file in the run's folder."""
     path = make_folder(folder / "logs") / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log"
-    with open(path, "a", buffering=1) as file:
+    with open(path, "a", 1, "utf-8", "backslashreplace") as file:
 
         class Lines(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
@@ -285,19 +304,33 @@ def logging_to(folder: Path) -> Iterator[None]:
             log.handlers = []
 
 
+_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
+
+
+def stopped_by(number: int) -> BaseException:
+    """What ends a program that a signal stopped."""
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
+
+
 @contextmanager
 def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, for a loop that stops when its state is whole."""
+    """Collect SIGINT, SIGTERM and SIGHUP, for a loop that stops when its state is whole."""
     received: list[int] = []
     before: dict = {}
 
     def remember(number: int, frame: object) -> None:
         received.append(number)
-        if len(received) > 1:  # asked twice: at once, also where a shell has it ignore SIGINT
-            raise SystemExit(143) if number == signal.SIGTERM else KeyboardInterrupt
+        if number == _HANGUP:  # writing to a closed terminal would be an error
+            for stream in (1, 2):
+                if not stat.S_ISREG(os.fstat(stream).st_mode):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        elif len(received) > 1:  # asked twice: at once, also where a shell has it ignore SIGINT
+            raise stopped_by(number)
 
     if threading.current_thread() is threading.main_thread():
         before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        if _HANGUP and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as under nohup
+            before[_HANGUP] = signal.signal(_HANGUP, remember)
     try:
         yield received
     finally:
@@ -422,7 +455,7 @@ class Run:
         """Add a line to the metrics."""
         if not self.ranks.rank:
             line = {"step": self.step, "images": self.step * self.batch_size} | values
-            with open(self.folder / "metrics.jsonl", "a") as file:
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def truncate_metrics(self) -> None:
@@ -432,10 +465,10 @@ class Run:
             return
         with refusing_damage(path, "the metrics of a run; remove it to go on without"):
             # A line without an end was being written when the run was killed.
-            lines = [s for s in path.read_text().splitlines(keepends=True) if s.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= self.step]
+            lines = path.read_text("utf-8").splitlines(keepends=True)
+            kept = [s for s in lines if s.endswith("\n") and json.loads(s)["step"] <= self.step]
         with replacing(path) as temporary:
-            temporary.write_text("".join(kept))
+            temporary.write_text("".join(kept), "utf-8")
 
     def say(self, loss: float, norm: float) -> None:
         """Log and record the mean training bpd since the last time, and how fast it goes."""
@@ -568,7 +601,8 @@ def begin(run: Run, images: int, val: int) -> None:
     """Say what is trained; drop what a killed run wrote after its last checkpoint."""
     settings, ranks, flow = run.settings, run.ranks, run.model.flow
     if settings.compile:
-        compile_couplings(flow)
+        with precision(settings.precision, ranks.device):
+            compile_couplings(flow)
     log.info(
         f"{settings.model} model, {sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, "
         f"{settings.prior} prior, {images} training and {val} validation images, "
@@ -604,7 +638,7 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
                 return
             if stop:
                 log.info(f"Stopped at step {run.step}; --resume {run.folder} goes on")
-                raise SystemExit(143) if signal.SIGTERM in signals else KeyboardInterrupt
+                raise stopped_by(max(signals, default=signal.SIGINT))
 
             # ------------------------------------------------------------------------------------
             with precision(settings.precision, ranks.device):
@@ -646,7 +680,33 @@ class Command(Settings):
 
     out: Name = knob("runs", "folder in which the run's folder is made")
     test_mode: bool = knob(False, "128 training, 64 validation images")
-    resume: Name | None = knob(None, "go on with the run in this folder")
+    resume: Name | None = knob(None, "go on with the run of this folder, or of this file in it")
+
+
+def resumed(name: str, given: dict) -> tuple[Settings, Path]:
+    """Settings and folder of a run that is to go on.
+
+    Args:
+        name: of its folder, its final weights, or its latest checkpoint.
+        given: knobs that were typed; :func:`train` refuses those that would change the run.
+    """
+    asked = folder = Path(name)
+    if asked.is_file():
+        folder = asked.parents[asked.parent.name == "ckpt"]
+    path = latest_checkpoint(folder)
+    if path is None:
+        raise UserError(f"{name}: no checkpoint in ckpt of folder {folder}; nothing to resume")
+    if asked.parent == path.parent and asked.name != path.name:
+        raise UserError(
+            f"{name}: not the latest checkpoint; the run goes on from {path}, give that"
+        )
+    state = checkpoints.read_pickle(path)
+    with refusing_damage(path):
+        settings = Settings(**state["settings"] | given)
+    root, whole = settings.data_root, None in (settings.train_images, settings.val_images)
+    if whole and "data_root" not in given and not Path(root).is_dir():
+        raise UserError(f"{root}: the run's data folder is not here; say where with --data-root")
+    return settings, folder
 
 
 def main() -> None:
@@ -661,21 +721,18 @@ def main() -> None:
     given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
     if command.test_mode:
         given = {"train_images": 128, "val_images": 64} | given
-    if command.resume:
-        folder = Path(command.resume)
-        path = latest_checkpoint(folder)
-        if path is None:
-            raise UserError(f"{folder}: no checkpoint in its ckpt folder; nothing to resume")
-        state = checkpoints.read_pickle(path)
-        with refusing_damage(path):
-            # train() refuses flags that would change the run.
-            settings = Settings(**state["settings"] | given)
-    else:
-        settings = Settings(**given)
-        folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
-        if folder.exists():
-            raise UserError(f"{folder} exists; runs are never overwritten, start it again")
-    print(train(settings, folder))
+    first = not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
+    with ExitStack() as stack:
+        if command.resume:
+            settings, folder = resumed(command.resume, given)
+        else:
+            settings = Settings(**given)
+            folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
+            # Of several processes the others write nothing, and find nothing to go on from.
+            folder = stack.enter_context(new_folder(folder)) if first else folder / "other"
+        final = train(replace(settings, data_root=os.path.abspath(settings.data_root)), folder)
+    if first:
+        print(final)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,22 @@
 """Weights on disk: published layouts and back, and our own; tests/faults has what is refused."""
 
+import json
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from support import GOLDEN, LAYOUTS, contents, files_below, golden, lattice_normal, same, small_flow
 
-from rgflow_core import Prior, RGFlowConfig, checkpoints, load, load_published, save_published
+from rgflow_core import (
+    PictureModel,
+    Prior,
+    RGFlowConfig,
+    checkpoints,
+    load,
+    load_published,
+    save_published,
+)
 from rgflow_core.errors import UserError
 
 AUTHORS, IGF23 = "authors_L16_laplace.state", "igf23_L16_laplace.pth"
@@ -64,7 +76,7 @@ def test_sizes_may_differ_from_level_to_level(layout, tmp_path):
 
 @pytest.mark.parametrize("layout", ["authors", "igf23"])
 @pytest.mark.parametrize("wrapped", [True, False])
-@pytest.mark.parametrize("prefix", ["", "module.net."])
+@pytest.mark.parametrize("prefix", ["", "module.net.", "module.", "_orig_mod.", "net."])
 def test_what_means_nothing_changes_nothing(layout, wrapped, prefix, tmp_path):
     """Wrapping, a prefix, buffers of a normalisation that is not used."""
     flow = small_flow(first_parity=PARITY[layout])
@@ -95,6 +107,12 @@ def test_flows_that_a_layout_cannot_hold(layout, config, tmp_path):
 # Our own files
 
 
+def training_checkpoint(flow):
+    prior = {"name": "gaussian", "convention": "unit_variance"}
+    return {"epoch": 3, "step": 70, "model": flow.state_dict(), "config": flow.config.to_dict(),
+            "prior": prior, "settings": {"lr": 0.1}}  # fmt: skip
+
+
 def test_safetensors_round_trip(tmp_path):
     flow = small_flow(torch.float32, subnet="lean", order="paper", coupling_layers=((2, 1), 1))
     prior, provenance = Prior("gaussian", "unit_scale"), {"seed": 3, "note": "é"}
@@ -106,17 +124,93 @@ def test_safetensors_round_trip(tmp_path):
 
 def test_load_knows_training_and_published_checkpoints(tmp_path):
     flow = small_flow(subnet="lean")
-    facts = {"epoch": 3, "step": 70, "settings": {"lr": 0.1}}
-    content = {"config": flow.config.to_dict(), "prior": vars(Prior("gaussian"))}
-    torch.save(facts | content | {"model": flow.state_dict()}, tmp_path / "rgflow_ep003.pth")
+    torch.save(training_checkpoint(flow), tmp_path / "rgflow_ep003.pth")
     loaded = load(tmp_path / "rgflow_ep003.pth")
     assert loaded.prior == Prior("gaussian")
-    assert loaded.metadata == facts
+    assert loaded.metadata == {"epoch": 3, "step": 70, "settings": {"lr": 0.1}}
     same_function(loaded.flow, flow)
 
     loaded = load(GOLDEN / IGF23, "gaussian")
     assert loaded.prior == Prior("gaussian", "unit_scale")
     assert torch.allclose(loaded.flow(golden(IGF23)["y"])[0], golden(IGF23)["z"])
+
+
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "levels.0._orig_mod."])
+def test_prefixes_of_wrappers_mean_nothing(prefix, tmp_path):
+    flow = small_flow(torch.float32)
+    content, inner = training_checkpoint(flow), prefix.removesuffix("_orig_mod.")
+    for key in list(content["model"]):
+        if prefix in PREFIXES:
+            content["model"][prefix + key] = content["model"].pop(key)
+        elif key.startswith(inner):
+            content["model"][prefix + key.removeprefix(inner)] = content["model"].pop(key)
+    torch.save(content, tmp_path / "x.pth")
+    same_function(load(tmp_path / "x.pth").flow, flow)
+    header = {k: json.dumps(content[k]) for k in ("config", "prior")}
+    header |= {"format": "rgflow_core", "provenance": "{}"}
+    checkpoints.write_tensors(tmp_path / "x.safetensors", header, content["model"])
+    same_function(load(tmp_path / "x.safetensors").flow, flow)
+    content["model"] |= flow.state_dict()
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="twice"):
+        load(tmp_path / "x.pth")
+
+
+NUMBERS = [np.float64(1.5), np.float32(1), np.int64(3), np.bool_(True), np.str_("é")]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda n: type(n).__name__)
+def test_numpy_numbers_are_read(number, tmp_path):
+    content = training_checkpoint(small_flow(torch.float32)) | {"best": {"bpd": number}}
+    torch.save(content, tmp_path / "x.pth")
+    back = checkpoints.read_pickle(tmp_path / "x.pth")["best"]["bpd"]
+    assert (back, type(back)) == (number, type(number))
+    load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Fraction(1, 2), "fractions.Fraction"),
+        (np.array([1, None], object), "numpy._core.multiarray._reconstruct"),
+        (np.datetime64("2020"), "DateTime64DType"),
+    ],
+)
+def test_what_else_a_pickle_asks_for_is_named(value, name, tmp_path):
+    torch.save({"model": {}, "more": value}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match=rf"asks for \S*{name}: code, which is not executed"):
+        load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("kind", ["ours", "training", "authors"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_coarse_weights_are_computed_with_in_float32(kind, dtype, tmp_path, capsys):
+    flow, path = small_flow(torch.float32), tmp_path / "x.safetensors"
+    rounded = {k: v.to(dtype) for k, v in flow.state_dict().items()}
+    if kind == "ours":
+        checkpoints.save(flow, Prior("gaussian"), path, {})
+        checkpoints.write_tensors(path, checkpoints.read_tensors(path)[0], rounded)
+    elif kind == "training":
+        path = tmp_path / "x.pth"
+        torch.save(training_checkpoint(flow) | {"model": rounded}, path)
+    else:
+        save_published(flow, path := tmp_path / "x.pth", "authors")
+        state = torch.load(path, weights_only=True)["flow"]
+        torch.save({"flow": {k: v.to(dtype) for k, v in state.items()}}, path)
+    model = load(path, "gaussian")
+    assert capsys.readouterr().err == (
+        f"{path}: its weights are {dtype}, computed with in float32\n"
+    )
+    for name, value in model.flow.state_dict().items():
+        assert torch.equal(value, rounded[name].float())
+    images = torch.randint(256, (40, 1, 8, 8), dtype=torch.uint8)
+    assert model.bits_per_dim(images).isfinite().all()
+    for use in (lambda m: m.bits_per_dim(images), lambda m: m.latents(1)):
+        with pytest.raises(UserError, match=rf"{dtype}.*float\(\)"):
+            use(PictureModel(model.flow.to(dtype), model.prior))
 
 
 @pytest.mark.parametrize("layout", ["ours", "authors", "igf23"])

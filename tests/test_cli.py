@@ -1,20 +1,37 @@
 """The command lines: flags, defaults, and what works; bad input is in faults/test_inputs."""
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
+import termios
+import time
+from datetime import datetime
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from support import GOLDEN, contents, files_below
+from support import GOLDEN, TINY, contents, files_below, small_flow
 
-from rgflow_core import RGFlowConfig, cli, datasets, evaluate, load, sample, train
+from rgflow_core import (
+    Prior,
+    RGFlowConfig,
+    checkpoints,
+    cli,
+    datasets,
+    evaluate,
+    load,
+    sample,
+    train,
+)
 from rgflow_core.errors import UserError
 
 
@@ -36,6 +53,29 @@ def command(tmp_path, monkeypatch, capfd):
 
     yield run
     signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+        ({"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
+    ],
+)
+def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(given, wanted):
+    code = """if 1:
+        import json, os, sys
+        class Finder:
+            def find_spec(name, *_):
+                if name == "torch":
+                    print(json.dumps({k: v for k, v in os.environ.items() if "OMP_" in k}))
+                    os._exit(0)
+        sys.meta_path.insert(0, Finder)
+        import rgflow_core"""
+    clean = {k: v for k, v in os.environ.items() if "OMP_" not in k}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True)
+    assert json.loads(done.stdout) == wanted
 
 
 # Help and defaults
@@ -188,9 +228,88 @@ def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch
     assert list((tmp_path / "runs").iterdir()) == [folder]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal of its own")
+def test_a_closed_terminal_loses_nothing(tmp_path):
+    """As the window of a shell is closed while its training runs."""
+    code = f"""if 1:
+        from rgflow_core import cli, train
+        train.MODELS["tiny"] = {TINY}
+        batch_of = train.batch_of
+        def told(step, *arguments):
+            open("step", "w", encoding="utf-8").write(str(step))
+            return batch_of(step, *arguments)
+        train.batch_of = told
+        cli.run(train.main)"""
+    arguments = [*map(str, TEST_RUN[:3]), "--epochs", "999", "--device", "cpu"]
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, start_new_session=True,
+        stdin=theirs, stdout=theirs, stderr=theirs,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    while not (tmp_path / "step").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 65536)
+    os.close(ours)
+    assert process.wait(60) == 129
+    (folder,) = (tmp_path / "runs").iterdir()
+    step = torch.load(train.latest_checkpoint(folder), weights_only=True)["step"]
+    assert step >= int((tmp_path / "step").read_text("utf-8"))
+
+
+def test_what_train_prints_can_be_resumed(command, tmp_path):
+    assert command(train, *TEST_RUN)[0] == 0
+    (run_folder,) = (tmp_path / "runs").iterdir()
+    ckpt = run_folder / "ckpt"
+    for n, path in enumerate((run_folder / "model.safetensors", ckpt / "rgflow_ep002.pth"), 2):
+        code, out, _ = command(train, "--resume", path, "--epochs", n)
+        assert (code, out.splitlines()[-1]) == (0, str(run_folder / "model.safetensors"))
+    assert (ckpt / "rgflow_ep003.pth").exists()
+    code, _, (line,) = command(train, "--resume", ckpt / "rgflow_ep002.pth")
+    assert code == 2
+    assert re.search("not the latest checkpoint.*rgflow_ep003.pth", line)
+
+
+def test_two_runs_in_one_second(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "datetime", Mock(now=lambda: datetime(2026, 1, 2, 3, 4, 5)))
+    for _ in range(3):
+        assert command(train, *TEST_RUN)[0] == 0
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert names == {f"msds1_20260102_030405{more}" for more in ("", "_2", "_3")}
+
+
+def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, monkeypatch):
+    pictures = tmp_path / "home" / "pictures"
+    for split in datasets.SPLITS:
+        (pictures / split).mkdir(parents=True)
+        for n in range(2):
+            Image.new("RGB", (32, 32), (n, 50, 9)).save(pictures / split / f"{n}.png")
+    monkeypatch.chdir(pictures.parent)
+    arguments = ("--dataset", "folder", "--data-root", "pictures", "--img-samples", 1)
+    code, out, _ = command(train, *TEST_RUN[:2], *TEST_RUN[3:], *arguments)
+    assert code == 0
+    final = pictures.parent / out.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    assert load(final).metadata["settings"]["data_root"] == str(pictures)
+    assert command(train, "--resume", final, "--epochs", 2)[0] == 0
+    assert command(evaluate, final)[0] == 0
+    assert not (tmp_path / "data").exists()
+    pictures.rename(tmp_path / "moved")
+    code, _, (line,) = command(train, "--resume", final, "--epochs", 3)
+    assert (code, str(pictures) in line, "--data-root" in line) == (2, True, True)
+    assert not pictures.exists()
+    arguments = ("--epochs", 3, "--data-root", tmp_path / "moved")
+    assert command(train, "--resume", final, *arguments)[0] == 0
+
+
 def test_evaluate_published(command, tmp_path):
     file, prior = GOLDEN / "authors_L32_gaussian.state", "gaussian"
-    arguments = ("--prior", prior, "--limit", 5, "--seed", 3, "--out", "deep/result.json")
+    data = ("--dataset", "msds1", "--limit", 5)
+    arguments = ("--prior", prior, *data, "--seed", 3, "--out", "deep/result.json")
     code, out, _ = command(evaluate, file, *arguments)
     assert code == 0
     result = json.loads(out)
@@ -204,6 +323,41 @@ def test_evaluate_published(command, tmp_path):
     stored = json.loads((tmp_path / "deep" / "result.json").read_text())
     assert stored["provenance"].keys() >= {"commit", "command", "seed", "versions", "hardware"}
     assert {k: stored[k] for k in result} == result
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Weights whose file says they are of msds2, in a data folder that is not the default."""
+    flow = small_flow(torch.float32, image_size=32, channels=3, subnet="lean", coupling_layers=1)
+    (tmp_path / "elsewhere").mkdir()
+    settings = {"dataset": "msds2", "data_root": str(tmp_path / "elsewhere")}
+    checkpoints.save(flow, Prior(), tmp_path / "trained.safetensors", {"settings": settings})
+    return tmp_path / "trained.safetensors"
+
+
+def test_the_data_are_those_of_the_file_unless_a_flag_says_otherwise(trained, command, monkeypatch):
+    asked, original = [], datasets.load_split
+
+    def spy(name, split, root, limit):
+        asked.append((name, str(root)))
+        return original(name, split, root, limit)
+
+    monkeypatch.setattr(datasets, "load_split", spy)
+    elsewhere = str(trained.parent / "elsewhere")
+    for flags, data in {
+        (): ("msds2", elsewhere),
+        ("--dataset", "msds2", "--data-root", "x"): ("msds2", "x"),
+        ("--dataset", "msds1"): ("msds1", "data"),
+    }.items():
+        code, out, lines = command(evaluate, trained, "--limit", 2, *flags)
+        assert (code, json.loads(out)["dataset"]) == (0, data[0])
+        assert asked.pop() == data
+        notes = [line for line in lines if line.startswith("note: ")]
+        assert len(notes) == (data[0] == "msds1")
+        assert all("trained on msds2" in note and "evaluated on msds1" in note for note in notes)
+    (trained.parent / "elsewhere").rmdir()  # nothing is drawn where a file from elsewhere says
+    assert command(evaluate, trained, "--limit", 2)[0] == 0
+    assert asked == [("msds2", "data")]
 
 
 @pytest.mark.parametrize(

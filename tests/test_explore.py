@@ -10,6 +10,7 @@ from PIL import Image
 from support import TINY, randomise
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, checkpoints
+from rgflow_core.errors import UserError
 from rgflow_core.flow import lattice_levels
 from study import explore, fields
 
@@ -22,7 +23,7 @@ def explorer() -> explore.Explorer:
         f"{name}_laplace": PictureModel(randomise(RGFlow(config), seed), Prior("laplace"))
         for seed, name in enumerate(("msds1", "msds2"))
     }
-    sources = {name: torch.randint(256, (3, 3, 32, 32)).byte() for name in ("msds1", "msds2")}
+    sources = {name: torch.randint(256, (3, 3, 32, 32)).byte() for name in models}
     return explore.Explorer(models, sources)
 
 
@@ -91,3 +92,32 @@ def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
     explorer = explore.explore(tmp_path)
     assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
     assert explorer.fine.max == 4
+
+
+def test_one_channel_is_shown_in_grey():
+    model = PictureModel(randomise(RGFlow(RGFlowConfig(**TINY, channels=1))), Prior())
+    sources = {"mnist_laplace": torch.randint(256, (3, 1, 32, 32)).byte()}
+    explorer = explore.Explorer({"mnist_laplace": model}, sources)
+    for draw, _ in explorer.panels.values():
+        assert draw().shape[2] == 3
+    samples = explorer.samples()
+    assert (samples == samples[..., :1]).all()
+    assert Image.open(io.BytesIO(explorer.still().data)).mode == "RGB"
+
+
+def test_explore_says_which_files_it_looked_for(tmp_path):
+    (tmp_path / "mine.safetensors").touch()
+    with pytest.raises(UserError, match=r"no msds\*\.safetensors"):
+        explore.explore(tmp_path)
+
+
+def test_a_models_pictures_are_of_the_set_it_was_trained_on(tmp_path, monkeypatch):
+    settings, asked = {"settings": {"dataset": "msds2"}}, []
+    flow = RGFlow(RGFlowConfig(**TINY))
+    checkpoints.save(flow, Prior(), tmp_path / "msds1_laplace.safetensors", settings)
+    original = explore.datasets.load_split
+    monkeypatch.setattr(
+        explore.datasets, "load_split", lambda name, *a: asked.append(name) or original(name, *a)
+    )
+    explore.explore(tmp_path, tmp_path, sources=2)
+    assert asked == ["msds2"]

@@ -133,6 +133,23 @@ def test_an_interrupted_run_goes_on_exactly(place, whole, tmp_path, monkeypatch)
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_as_sigterm_does_unless_ignored(
+    ignored, whole, tmp_path, monkeypatch
+):
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with monkeypatch.context() as patch:
+            calls(patch, train, "dequantise", 3, lambda: signal.raise_signal(signal.SIGHUP))
+            with contextlib.nullcontext() if ignored else pytest.raises(SystemExit) as stop:
+                run(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    assert ignored or stop.value.code == 129
+    run(tmp_path)
+    assert_same_run(whole, tmp_path)
+
+
 def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
     """Also with other settings of what changes no result."""
     for _ in range(3):
@@ -519,12 +536,40 @@ def test_a_compiled_flow_computes_the_same_function(monkeypatch):
     torch.testing.assert_close(flow.fold()(y)[0], plain[0], rtol=1e-4, atol=1e-4)
 
 
-def test_without_a_compiler_a_line_says_so(monkeypatch, caplog):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    flow = small("lean")
-    y = lattice_normal(flow, 1)
-    before = flow(y)[0]
-    with caplog.at_level("INFO", "rgflow"):
-        assert not train.compile_couplings(flow)
-    assert "no-such-compiler" in caplog.text
-    assert torch.equal(flow(y)[0], before)
+class FailingBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("no backward\nand a long traceback")
+
+
+def failing(place, function):
+    """A compiler that fails at its first use, in the backward pass, or at its tenth use."""
+    count = 0
+
+    def compiled(layer, *arguments):
+        nonlocal count
+        count += 1
+        if place == "at once" or (place == "later" and count == 20):
+            raise RuntimeError("no compiler\nand a long traceback")
+        first, *rest = function(layer, *arguments)
+        return (FailingBackward.apply(first) if place == "backward" else first, *rest)
+
+    return compiled
+
+
+@pytest.mark.parametrize("place", ["at once", "backward", "later"])
+def test_where_compiling_fails_a_line_says_so_and_the_run_goes_on(
+    place, whole, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: failing(place, function))
+    run(tmp_path, compile=True)
+    (log,) = (tmp_path / "logs").iterdir()
+    lines = [line for line in log.read_text("utf-8").splitlines() if "Not compiled" in line]
+    assert len(lines) == 1
+    assert "RuntimeError: no " in lines[0]
+    assert "traceback" not in log.read_text("utf-8")
+    assert_same_run(whole, tmp_path)

@@ -87,7 +87,8 @@ def shown(x: Tensor) -> np.ndarray:
 
 
 def sheet(pictures: np.ndarray, columns: int, zoom: int = 4) -> np.ndarray:
-    """Pictures uint8 (N, l, l, 3) side by side on white, N a multiple of ``columns``, enlarged."""
+    """Pictures uint8 (N, l, l, 3 or 1) side by side on white, N a multiple of ``columns``, enlarged."""
+    pictures = np.broadcast_to(pictures, (*pictures.shape[:3], 3))
     framed = np.pad(pictures, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=255)
     rows = [np.concatenate(list(row), 1) for row in framed.reshape(-1, columns, *framed.shape[1:])]
     return np.concatenate(rows).repeat(zoom, 0).repeat(zoom, 1)

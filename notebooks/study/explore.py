@@ -35,8 +35,8 @@ class Explorer:
     At the end of a cell it shows its ``widget`` where a front end listens, else :meth:`still`.
 
     Args:
-        models: name, SET_PRIOR, -> flow and prior.
-        sources: set -> pictures uint8 (N, 3, L, L) to mix.
+        models: name -> flow and prior.
+        sources: name of a model -> pictures of its set, uint8 (N, C, L, L), to mix.
     """
 
     def __init__(self, models: dict[str, PictureModel], sources: dict[str, Tensor]) -> None:
@@ -107,8 +107,7 @@ class Explorer:
     @torch.no_grad()
     def mixture(self) -> np.ndarray:
         """Both sources and their mixture, as a picture uint8 (H, W, 3)."""
-        set_name, _ = results.split_name(self.model.value)
-        sources = self._sources[set_name][[self.fine.value, self.coarse.value]]
+        sources = self._sources[self.model.value][[self.fine.value, self.coarse.value]]
         fine, coarse = analysis.encode(self._chosen, sources).split(1)
         mixed = analysis.mix(self._chosen.flow, fine, coarse, self.split.value)
         pictures = (sources.permute(0, 2, 3, 1).numpy(), analysis.shown(mixed))
@@ -163,6 +162,8 @@ def explore(
 ) -> Explorer:
     """Show sliders for all models of a folder, or one picture where no front end listens.
 
+    A model's set is the one that it was trained on, or its name's where its file does not say.
+
     Args:
         weights: folder of the models; by default the repository's.
         data_root: folder of the data sets; likewise.
@@ -174,6 +175,12 @@ def explore(
     weights = results.root() / "weights" if weights is None else weights
     data_root = results.root() / "data" if data_root is None else data_root
     models = {name: load(path) for name, path in results.models(weights).items()}
-    sets = dict.fromkeys(results.split_name(name)[0] for name in models)
-    pictures = {name: datasets.load_split(name, "test", data_root, sources).images for name in sets}
-    return Explorer(models, pictures)
+    sets = {
+        name: model.metadata.get("settings", {}).get("dataset", results.split_name(name)[0])
+        for name, model in models.items()
+    }
+    pictures = {
+        name: datasets.load_split(name, "test", data_root, sources).images
+        for name in dict.fromkeys(sets.values())
+    }
+    return Explorer(models, {name: pictures[set_name] for name, set_name in sets.items()})

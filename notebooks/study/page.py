@@ -51,7 +51,7 @@ def write_html(notebook: str | Path, out: str | Path) -> None:
     if loads or "@import" in page:
         raise UserError(f"{notebook}: the page would load {loads[:3]}")
     with replacing(out) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, "utf-8")
 
 
 def print_pdf(page: str | Path) -> str:

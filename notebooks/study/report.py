@@ -121,7 +121,8 @@ def section(name: str, table: pd.DataFrame, folder: str | Path) -> object:
 def write(path: str | Path, template: str, **facts: object) -> None:
     """Write a file from a whole template."""
     with replacing(path) as temporary:
-        temporary.write_text(environment().get_template(f"{template}.md").render(facts))
+        text = environment().get_template(f"{template}.md").render(facts)
+        temporary.write_text(text, "utf-8")
 
 
 def update_readme(name: str, root: Path) -> None:
@@ -138,14 +139,15 @@ def update_readme(name: str, root: Path) -> None:
         table = results.read(figures, "A1_benchmarks")
     else:
         facts = read_json(figures / "faults.json")
-    text = readme.read_text()
+    text = readme.read_text("utf-8")
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1:
         raise UserError(f"{readme}: needs the lines {begin} and {end} once each")
     head, _, rest = text.partition(begin)
     middle = block("readme", name, table, **facts)
     with replacing(readme) as temporary:
-        temporary.write_text(f"{head}{begin}\n{middle}\n{end}{rest.partition(end)[2]}")
+        text = f"{head}{begin}\n{middle}\n{end}{rest.partition(end)[2]}"
+        temporary.write_text(text, "utf-8")
 
 
 def main() -> None:

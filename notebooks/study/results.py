@@ -55,7 +55,9 @@ def models(folder: str | Path) -> dict[str, Path]:
     """
     paths = {path.stem: path for path in sorted(Path(folder).glob("msds*.safetensors"))}
     if not paths:
-        raise UserError(f"{folder}: no .safetensors; run notebook 02_training (or make reproduce)")
+        raise UserError(
+            f"{folder}: no msds*.safetensors; run notebook 02_training (or make reproduce)"
+        )
     return paths
 
 

@@ -64,7 +64,7 @@ def parameters(notebook: str, profile: str, model: str | None, names: set[str]) 
     Raises:
         UserError: for a profile that does not exist, or a parameter that the notebook has not.
     """
-    profiles = yaml.safe_load((results.root() / PROFILES).read_text())
+    profiles = yaml.safe_load((results.root() / PROFILES).read_text("utf-8"))
     if profile not in profiles:
         raise UserError(f"profile must be one of {', '.join(profiles)}, not {profile!r}")
     out, own = f"runs/{profile}", profiles[profile].get(notebook, {})
