@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from rgflow_core.files import replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig, lattice_levels
@@ -422,8 +423,9 @@ def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
             below.axhline(value, color="black", lw=0.8, ls=":", label="real against real pictures")
         above.set_title(set_name.upper())
         below.set(xlabel="temperature T of the samples", yscale="log")
+        below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         below.yaxis.set_major_formatter("{x:g}")
-        below.yaxis.set_minor_formatter("{x:g}")
+        below.yaxis.set_minor_formatter("")
         sheets |= pictures
     axes[1, 0].set_ylabel("Fréchet distance\n(own features)")
     _legend(figure, 3)
