@@ -270,7 +270,12 @@ def test_a_validation_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch):
+@pytest.mark.parametrize("before", [signal.default_int_handler, signal.SIG_IGN])
+def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, request, before):
+    """Also where a shell starts its background jobs with SIGINT ignored."""
+    was = signal.signal(signal.SIGINT, before)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, was))
+
     def twice():  # not by the kernel, which may make one of two
         signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
         signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
