@@ -41,7 +41,7 @@ def evaluate(
     """
     check_images(images, model.flow.config.shape)
     (batch,) = check_counts(batch=batch)
-    model = PictureModel(model.flow.fold(), model.prior)
+    model = model.fold()
     index = torch.arange(len(images)) if index is None else index
     values = []
     with tqdm(

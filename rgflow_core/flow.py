@@ -132,6 +132,9 @@ LEAN_AFFINE = {"subnet": "lean", "res_blocks": 1, "hidden": 96, "mlp_depth": 2}
 LEAN = LEAN_AFFINE | {"hidden": 88, "coupling": "nlsq"}
 """Config fields of the lean model: 1.83 M parameters at 32 x 32 x 3."""
 
+LEAN8 = LEAN | {"kernel": 8, "coupling_layers": (6, 2, 1), "order": "paper"}
+"""Config fields of the lean model with blocks of 8 x 8: 2.41 M parameters at 32 x 32 x 3."""
+
 
 def lattice_levels(image_size: int, kernel: int) -> Tensor:
     """Level at which each pixel becomes a latent, shape (L, L), whole numbers 0 ... n-1."""

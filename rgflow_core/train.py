@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, datasets, evaluate, sample
 from rgflow_core.cli import Count, Name, NotNegative, Positive, Whole, knob, one_of
+from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.errors import UserError
 from rgflow_core.files import (
     check_writable,
@@ -45,14 +46,14 @@ from rgflow_core.files import (
     replacing,
     write_json,
 )
-from rgflow_core.flow import LEAN, LEAN_AFFINE, CouplingLayer, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN8, LEAN_AFFINE, CouplingLayer, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.noise import permutation, stream, uniform
-from rgflow_core.pixels import bits_per_dim, dequantise, to_logit
+from rgflow_core.pixels import bits_per_dim
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
 
-MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE}
+MODELS = {"published": {}, "lean": LEAN, "lean8": LEAN8, "lean_affine": LEAN_AFFINE}
 """Name -> config fields; a study may add its own."""
 PRECISIONS = ("float32", "tf32", "bf16")
 ORDER_STREAM, FLIP_STREAM = 3, 4
@@ -75,7 +76,7 @@ class Settings:
 
     dataset: one_of(datasets.SOURCES) = knob("msds1", "data set")
     data_root: Name = knob("data", "data folder; of data set folder: the pictures' own")
-    model: one_of(MODELS) = knob("published", "80.5, 1.83, or 1.64 M parameters")
+    model: one_of(MODELS) = knob("published", "80.5, 1.83, 2.41, or 1.64 M parameters")
     prior: one_of(NAMES) = knob("laplace", "of the latents")
     convention: one_of(CONVENTIONS) = knob(
         "unit_variance", "prior's scale: the authors', or IGF23's"
@@ -92,6 +93,9 @@ class Settings:
     warmup: Whole = knob(0, "steps over which the learning rate rises")
     schedule: one_of(("constant", "cosine")) = knob("constant", "of the learning rate")
     flip: bool = knob(False, "mirror training pictures at random (natural sets always do)")
+    dequantisation: one_of(("uniform", "learned")) = knob(
+        "uniform", "noise within a byte; learned with the flow, the bound is tighter"
+    )
     without_noise: bool = knob(False, "no dequantisation noise: an ablation, its bpd is no bound")
     seed: Whole = knob(0, "of weights, order, flips and noise")
     images_per_epoch: Count | None = knob(None, "pictures between two validations")
@@ -162,8 +166,8 @@ def batch_of(step: int, batch_size: int, size: int, seed: int) -> tuple[Tensor, 
     return torch.cat(index), passes
 
 
-def inputs(run: "Run", images: Tensor) -> Tensor:
-    """This rank's pictures of the current step, flipped, dequantised: (B, C, L, L) in [0, 1)."""
+def inputs(run: "Run", images: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's pictures of the current step, flipped, and their noise: both (B, C, L, L)."""
     settings = run.settings
     index, passes = (
         run.ranks.mine(part).to(images.device)
@@ -175,7 +179,7 @@ def inputs(run: "Run", images: Tensor) -> Tensor:
         mirror = uniform(keys, 1)[:, 0] < 0.5
         batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
     noise = run.model.noise(index, settings.seed, passes)
-    return dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
+    return batch, noise.fill_(0.5) if settings.without_noise else noise
 
 
 # How a step is computed: processes, precision, compilation
@@ -349,11 +353,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return within if within.exists() else next(reversed(_epoch_files(folder)), None)
 
 
-def _optimizers(settings: Settings, flow: RGFlow) -> list[torch.optim.Optimizer]:
+def _optimizers(settings: Settings, model: PictureModel) -> list[torch.optim.Optimizer]:
     """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
     muon = settings.optimizer == "muon"
     square, rest = [], []
-    for p in flow.parameters():
+    for p in model.parameters():
         (square if muon and p.ndim == 2 and p.shape[0] == p.shape[1] else rest).append(p)
     decay, betas = settings.weight_decay, (0.9, settings.beta2)
     optimizers = [
@@ -376,9 +380,12 @@ class Run:
         self.settings, self.folder, self.ranks = settings, folder, ranks
         self.config = flow_config(settings)
         torch.manual_seed(settings.seed)
-        flow = RGFlow(self.config).to(ranks.device).use_checkpointing(settings.checkpointing)
-        self.model = PictureModel(flow, Prior(settings.prior, settings.convention))
-        self.optimizers = _optimizers(settings, flow)
+        flow = RGFlow(self.config).use_checkpointing(settings.checkpointing)
+        learned = settings.dequantisation == "learned"
+        dequantiser = Dequantiser(self.config.channels) if learned else None
+        prior = Prior(settings.prior, settings.convention)
+        self.model = PictureModel(flow, prior, dequantiser=dequantiser).to(ranks.device)
+        self.optimizers = _optimizers(settings, self.model)
         self.facts = {
             "config": self.config.to_dict(),
             "prior": vars(self.model.prior),
@@ -403,7 +410,7 @@ class Run:
         self.seconds, self.saved = self.seconds + now - self.saved, now
         state = {
             "epoch": len(self.history),
-            "model": self.model.flow.state_dict(),
+            "model": checkpoints.tensors(self.model),
             "optim": [optimizer.state_dict() for optimizer in self.optimizers],
             **{k: getattr(self, k) for k in ("step", "seconds", "history", "running", "starts")},
         }
@@ -415,7 +422,7 @@ class Run:
         with refusing_damage(path):
             self._compare(state, path)
             checkpoints.check_finite(state["model"], path)
-            self.model.flow.load_state_dict(state["model"])
+            checkpoints.fill(self.model, state["model"])
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
@@ -491,7 +498,7 @@ class Run:
         values = evaluate.evaluate(self.model, val[which], progress=False, index=which)
         valid = evaluate.mean_and_error(self.ranks.gathered(values, len(val)))
         if not math.isfinite(valid["bpd"]):
-            raise diverged(self.model.flow, self.step, valid["bpd"])
+            raise diverged(self.model, self.step, valid["bpd"])
         epoch, now = self.step // self.epoch_steps, time.perf_counter()
         took, self.validated = now - self.validated, now
         log.info(f"Epoch {epoch} took {took:.1f} s, {self.folder}")
@@ -508,11 +515,11 @@ class Run:
     def finish(self) -> None:
         """Write the record, then the best epoch's weights: they mark a run as finished."""
         path = self.folder / "ckpt" / f"rgflow_ep{self.best():03d}.pth"
-        flow, final = self.model.flow, self.folder / "model.safetensors"
-        flow.load_state_dict(checkpoints.read_pickle(path)["model"])
+        final = self.folder / "model.safetensors"
+        checkpoints.fill(self.model, checkpoints.read_pickle(path)["model"])
         facts = {
             **{k: v for k, v in self.facts.items() if k != "prior"},
-            "parameters": sum(p.numel() for p in flow.parameters()),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "images_seen": self.history[-1]["images"],
             "seconds": self.seconds,
             "best_epoch": self.best(),
@@ -521,7 +528,7 @@ class Run:
             **provenance(seed=self.settings.seed),
         }
         write_json(self.folder / "record.json", facts)
-        checkpoints.save(flow, self.model.prior, final, facts)
+        checkpoints.save(self.model, final, facts)
         log.info(f"Done: {final}, best epoch {self.best()}, records beside it")
 
 
@@ -529,10 +536,10 @@ class Diverged(UserError):
     """A training that cannot go on."""
 
 
-def diverged(flow: RGFlow, step: int, loss: float) -> Diverged:
+def diverged(model: PictureModel, step: int, loss: float) -> Diverged:
     """The error for a loss or gradient that is not finite, or pictures that are all outliers."""
     bad = [
-        n for n, p in flow.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
     ]
     where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
     return Diverged(
@@ -599,12 +606,12 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
 
 def begin(run: Run, images: int, val: int) -> None:
     """Say what is trained; drop what a killed run wrote after its last checkpoint."""
-    settings, ranks, flow = run.settings, run.ranks, run.model.flow
+    settings, ranks, model = run.settings, run.ranks, run.model
     if settings.compile:
         with precision(settings.precision, ranks.device):
-            compile_couplings(flow)
+            compile_couplings(model.flow)
     log.info(
-        f"{settings.model} model, {sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, "
+        f"{settings.model} model, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
         f"{settings.prior} prior, {images} training and {val} validation images, "
         f"batches of {run.batch_size} on {ranks.device}"
         + (f" and {ranks.world} processes" if ranks.world > 1 else "")
@@ -616,9 +623,9 @@ def begin(run: Run, images: int, val: int) -> None:
 
 def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bool) -> None:
     """Train to the last step: what is done once in a while, then one step between two rules."""
-    settings, ranks, flow = run.settings, run.ranks, run.model.flow
+    settings, ranks = run.settings, run.ranks
     parallel = DistributedDataParallel(run.model) if ranks.world > 1 else run.model
-    parameters = [p for p in flow.parameters() if p.requires_grad]
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
     outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
     stop, loss, norm = False, math.nan, torch.tensor(math.nan)
     with tqdm(
@@ -642,11 +649,11 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
 
             # ------------------------------------------------------------------------------------
             with precision(settings.precision, ranks.device):
-                log_prob = sum(parallel(*to_logit(inputs(run, images)))) / run.config.dim
+                log_prob = sum(parallel(*inputs(run, images))) / run.config.dim
                 bpd = bits_per_dim(log_prob.detach())
                 outlier = bpd > outlier_bpd
                 loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
-                flow.zero_grad(set_to_none=True)
+                run.model.zero_grad(set_to_none=True)
                 loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             asked = torch.full_like(loss, bool(signals))
@@ -654,7 +661,7 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
             means = ranks.sum(torch.stack(values).detach()) / ranks.world
             loss, bpd, outliers, stop = means.tolist()
             if not (math.isfinite(loss) and math.isfinite(norm.item()) and outliers < 1):
-                raise diverged(flow, run.step, loss)
+                raise diverged(run.model, run.step, loss)
             if outliers:
                 log.info(
                     f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from"

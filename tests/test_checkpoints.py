@@ -116,7 +116,7 @@ def training_checkpoint(flow):
 def test_safetensors_round_trip(tmp_path):
     flow = small_flow(torch.float32, subnet="lean", order="paper", coupling_layers=((2, 1), 1))
     prior, provenance = Prior("gaussian", "unit_scale"), {"seed": 3, "note": "é"}
-    checkpoints.save(flow, prior, tmp_path / "a.safetensors", provenance)
+    checkpoints.save(PictureModel(flow, prior), tmp_path / "a.safetensors", provenance)
     back = load(tmp_path / "a.safetensors")
     assert (back.flow.config, back.prior, back.metadata) == (flow.config, prior, provenance)
     assert same(back.flow.state_dict(), flow.state_dict())
@@ -191,7 +191,7 @@ def test_coarse_weights_are_computed_with_in_float32(kind, dtype, tmp_path, caps
     flow, path = small_flow(torch.float32), tmp_path / "x.safetensors"
     rounded = {k: v.to(dtype) for k, v in flow.state_dict().items()}
     if kind == "ours":
-        checkpoints.save(flow, Prior("gaussian"), path, {})
+        checkpoints.save(PictureModel(flow, Prior("gaussian")), path, {})
         checkpoints.write_tensors(path, checkpoints.read_tensors(path)[0], rounded)
     elif kind == "training":
         path = tmp_path / "x.pth"
@@ -216,7 +216,7 @@ def test_coarse_weights_are_computed_with_in_float32(kind, dtype, tmp_path, caps
 @pytest.mark.parametrize("layout", ["ours", "authors", "igf23"])
 def test_a_folded_flow_is_not_saved(layout, tmp_path):
     flow = small_flow(first_parity=PARITY.get(layout, "even")).fold()
-    save = {"ours": lambda path: checkpoints.save(flow, Prior(), path, {})}
+    save = {"ours": lambda path: checkpoints.save(PictureModel(flow, Prior()), path, {})}
     with pytest.raises(UserError, match="folded"):
         save.get(layout, lambda path: save_published(flow, path, layout))(tmp_path / "x")
     assert files_below(tmp_path) == []
@@ -236,7 +236,7 @@ def test_nothing_is_half_written(exists, tmp_path, monkeypatch):
     flow = small_flow()
     ours, theirs = tmp_path / "x.safetensors", tmp_path / "x.pth"
     if exists:
-        checkpoints.save(flow, Prior(), ours, {})
+        checkpoints.save(PictureModel(flow, Prior()), ours, {})
         save_published(flow, theirs, "authors")
     before = contents(tmp_path)
     monkeypatch.setattr(torch, "save", half_write)
@@ -244,5 +244,5 @@ def test_nothing_is_half_written(exists, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="space"):
         save_published(flow, theirs, "authors")
     with pytest.raises(OSError, match="space"):
-        checkpoints.save(flow, Prior(), ours, {})
+        checkpoints.save(PictureModel(flow, Prior()), ours, {})
     assert contents(tmp_path) == before

@@ -33,6 +33,7 @@ from rgflow_core import (
     train,
 )
 from rgflow_core.errors import UserError
+from rgflow_core.model import PictureModel
 
 
 @pytest.fixture
@@ -183,14 +184,14 @@ TEST_RUN = ("--model", "tiny", "--test-mode", "--epochs", 1, "--batch-size", 64,
 
 
 def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch, tmp_path):
-    original = train.dequantise
+    original = train.inputs
 
     def stopped(*arguments):
         signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "dequantise", stopped)
+        patch.setattr(train, "inputs", stopped)
         code, out, lines = command(train, *TEST_RUN)
     assert (code, lines[-1]) == (130, "interrupted")
     (folder,) = (tmp_path / "runs").iterdir()
@@ -333,7 +334,9 @@ def trained(tmp_path):
     flow = small_flow(torch.float32, image_size=32, channels=3, subnet="lean", coupling_layers=1)
     (tmp_path / "elsewhere").mkdir()
     settings = {"dataset": "msds2", "data_root": str(tmp_path / "elsewhere")}
-    checkpoints.save(flow, Prior(), tmp_path / "trained.safetensors", {"settings": settings})
+    checkpoints.save(
+        PictureModel(flow, Prior()), tmp_path / "trained.safetensors", {"settings": settings}
+    )
     return tmp_path / "trained.safetensors"
 
 

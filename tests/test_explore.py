@@ -85,7 +85,9 @@ def test_without_a_front_end_it_is_a_picture(explorer, capsys):
 def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
     config = RGFlowConfig(**TINY)
     for name in ("msds1_laplace", "msds2_gaussian"):
-        checkpoints.save(RGFlow(config), Prior("laplace"), tmp_path / f"{name}.safetensors", {})
+        checkpoints.save(
+            PictureModel(RGFlow(config), Prior("laplace")), tmp_path / f"{name}.safetensors", {}
+        )
     pictures = torch.randint(256, (5, 3, 32, 32)).byte()
     split = SimpleNamespace(images=pictures)
     monkeypatch.setattr(explore.datasets, "load_split", lambda *_: split)
@@ -114,7 +116,7 @@ def test_explore_says_which_files_it_looked_for(tmp_path):
 def test_a_models_pictures_are_of_the_set_it_was_trained_on(tmp_path, monkeypatch):
     settings, asked = {"settings": {"dataset": "msds2"}}, []
     flow = RGFlow(RGFlowConfig(**TINY))
-    checkpoints.save(flow, Prior(), tmp_path / "msds1_laplace.safetensors", settings)
+    checkpoints.save(PictureModel(flow, Prior()), tmp_path / "msds1_laplace.safetensors", settings)
     original = explore.datasets.load_split
     monkeypatch.setattr(
         explore.datasets, "load_split", lambda name, *a: asked.append(name) or original(name, *a)

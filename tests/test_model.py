@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from support import GOLDEN, NETWORKS, PRIORS, SCIPY, golden, lattice_normal, small_flow
+from support import GOLDEN, NETWORKS, PRIORS, SCIPY, golden, small_flow
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published
 from rgflow_core import model as module
@@ -58,15 +58,18 @@ def test_bits_per_dim_of_the_identity_in_closed_form(prior, network):
 
 def test_terms_add_up_in_double_precision():
     model = random_model()
-    y = lattice_normal(model.flow, 4)
-    terms = model(y, torch.ones(4, dtype=torch.float64))
+    images = pictures(4)
+    y, logit_log_det, log_slope = model.transform(images, model.noise(torch.arange(4)))
+    terms = model(images, model.noise(torch.arange(4)))
     assert {term.dtype for term in terms} == {torch.float64}
     z, log_det = model.flow(y)
     torch.testing.assert_close(terms.flow, log_det.double())
     scale = math.sqrt(0.5)
     log_prior = stats.laplace(scale=scale).logpdf(z.detach().double()).sum((1, 2, 3))
     np.testing.assert_allclose(terms.prior.detach(), log_prior, rtol=1e-5)
-    assert torch.equal(terms.logit, torch.ones(4, dtype=torch.float64))
+    assert torch.equal(terms.logit, logit_log_det)
+    assert not log_slope.any()
+    assert not terms.noise.any()
 
 
 def test_density_and_samples_are_of_one_distribution():

@@ -23,7 +23,6 @@ from support import TINY, contents, files_below, lattice_normal, metrics, random
 from rgflow_core import RGFlow, RGFlowConfig, datasets, evaluate, load, sample, train
 from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
-from rgflow_core.pixels import to_logit
 from rgflow_core.priors import Prior
 
 EPOCHS, STEPS = SHORT.epochs, 4  # of a whole run, and per epoch
@@ -110,7 +109,7 @@ interrupt = partial(signal.raise_signal, signal.SIGINT)
 
 
 PLACES = {
-    "before the first step": (train, "dequantise", 1),
+    "before the first step": (train, "inputs", 1),
     "before an update": (train, "rate_factor", STEPS + 3),
     "after an epoch's last update": (torch.optim.AdamW, "step", -STEPS),
     "after the second validation": (evaluate, "mean_and_error", -2),
@@ -140,7 +139,7 @@ def test_a_closed_terminal_stops_as_sigterm_does_unless_ignored(
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:
         with monkeypatch.context() as patch:
-            calls(patch, train, "dequantise", 3, lambda: signal.raise_signal(signal.SIGHUP))
+            calls(patch, train, "inputs", 3, lambda: signal.raise_signal(signal.SIGHUP))
             with contextlib.nullcontext() if ignored else pytest.raises(SystemExit) as stop:
                 run(tmp_path)
     finally:
@@ -154,7 +153,7 @@ def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
     """Also with other settings of what changes no result."""
     for _ in range(3):
         with monkeypatch.context() as patch:
-            calls(patch, train, "dequantise", 3, interrupt)
+            calls(patch, train, "inputs", 3, interrupt)
             with pytest.raises(KeyboardInterrupt):
                 run(tmp_path)
     run(tmp_path, workers=0, keep=EPOCHS + 2, save_minutes=1.0)
@@ -166,7 +165,7 @@ def test_a_crashed_run_goes_on_from_its_last_checkpoint(
     save_minutes, step, whole, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patch:
-        calls(patch, train, "dequantise", step, Mock(side_effect=MemoryError))
+        calls(patch, train, "inputs", step, Mock(side_effect=MemoryError))
         with pytest.raises(MemoryError):
             run(tmp_path, save_minutes=save_minutes)
     within = tmp_path / "ckpt" / "rgflow_last.pth"
@@ -280,7 +279,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, request, before
         signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
         signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
 
-    calls(monkeypatch, train, "dequantise", 2, twice)
+    calls(monkeypatch, train, "inputs", 2, twice)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert not train.latest_checkpoint(tmp_path)
@@ -364,13 +363,14 @@ def test_training_lowers_the_bits_per_dimension(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path, monkeypatch):
-    original, count = train.dequantise, itertools.count(1)
+    original, count = train.inputs, itertools.count(1)
 
-    def poisoned(images, noise):
-        return original(images, noise) * (math.nan if next(count) == STEPS + 3 else 1)
+    def poisoned(*arguments):
+        images, noise = original(*arguments)
+        return images, noise * (math.nan if next(count) == STEPS + 3 else 1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "dequantise", poisoned)
+        patch.setattr(train, "inputs", poisoned)
         with pytest.raises(UserError, match=rf"step {STEPS + 2}\b.*levels\.\d+\."):
             run(tmp_path)
     assert not (tmp_path / "model.safetensors").exists()
@@ -421,13 +421,14 @@ def test_flips(flip, tmp_path, monkeypatch):
     monkeypatch.setitem(datasets.SOURCES, "toy", source)
     known = {x.tobytes(): (i, False) for i, x in enumerate(images)}
     known |= {x[:, ::-1].tobytes(): (i, True) for i, x in enumerate(images)}
-    seen, original = [], train.dequantise
+    seen, original = [], train.inputs
 
-    def spy(batch, noise):
+    def spy(*arguments):
+        batch, noise = original(*arguments)
         seen.extend(known[x.tobytes()] for x in batch.numpy())
-        return original(batch, noise)
+        return batch, noise
 
-    monkeypatch.setattr(train, "dequantise", spy)
+    monkeypatch.setattr(train, "inputs", spy)
     toy = {"dataset": "toy", "data_root": str(tmp_path), "train_images": None, "batch_size": 20}
     run(tmp_path / "run", **toy)
     share = sum(mirror for _, mirror in seen) / len(seen)
@@ -506,11 +507,13 @@ def small(subnet):
 def test_reduced_precision_rounds_the_networks_alone(subnet, device, name):
     device = torch.device(device)
     model = PictureModel(small(subnet).to(device), Prior("gaussian"))
-    x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
-    whole = model(*to_logit(x))
+    images = torch.arange(8 * 192).reshape(8, 3, 8, 8).to(device, torch.uint8)
+    data = images, model.noise(torch.arange(8))
+    y, *_ = model.transform(*data)
+    whole = model(*data)
     with train.precision(name, device):
-        rounded = model(*to_logit(x))
-        z, log_det = model.flow(to_logit(x)[0])
+        rounded = model(*data)
+        z, log_det = model.flow(y)
         back, inverse_log_det = model.flow.inverse(z)
     assert rounded.flow.dtype == rounded.prior.dtype == torch.float64
     assert z.dtype == log_det.dtype == torch.float32
@@ -518,10 +521,10 @@ def test_reduced_precision_rounds_the_networks_alone(subnet, device, name):
     difference = abs(sum(rounded) - sum(whole)) / model.flow.config.dim
     assert 0 < difference.max() < 0.05
     # And it stays one density: the inverse undoes the rounded map and its log-determinant.
-    torch.testing.assert_close(back, to_logit(x)[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(back, y, rtol=0.02, atol=0.02)
     torch.testing.assert_close(inverse_log_det, -log_det, rtol=0.01, atol=0.5)
     # Afterwards all is as before.
-    assert all(torch.equal(a, b) for a, b in zip(whole, model(*to_logit(x)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, model(*data), strict=True))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")

@@ -40,9 +40,7 @@ class Explorer:
     """
 
     def __init__(self, models: dict[str, PictureModel], sources: dict[str, Tensor]) -> None:
-        self._models = {
-            name: PictureModel(model.flow.fold(), model.prior) for name, model in models.items()
-        }
+        self._models = {name: model.fold() for name, model in models.items()}
         self._sources = sources
         config = next(iter(models.values())).flow.config
         self._lattice = lattice_levels(config.image_size, config.kernel)

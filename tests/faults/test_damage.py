@@ -16,6 +16,7 @@ from support import RUN, same, small_flow
 
 from rgflow_core import Prior, checkpoints, datasets, load, msds, train
 from rgflow_core.errors import UserError
+from rgflow_core.model import PictureModel
 from study import factors, results
 
 FEW, MANY = 1, 5  # damages of each kind and region of each file
@@ -58,7 +59,9 @@ def state(flow):
 
 def make_weights(folder):
     flow = small_flow(torch.float32, subnet="lean")
-    checkpoints.save(flow, Prior(), folder / "x.safetensors", {"seed": 3, "bpd": 1.285})
+    checkpoints.save(
+        PictureModel(flow, Prior()), folder / "x.safetensors", {"seed": 3, "bpd": 1.285}
+    )
     return folder / "x.safetensors", lambda p: (
         (loaded := load(p)).prior, loaded.metadata, loaded.flow.config, state(loaded.flow)
     )  # fmt: skip

@@ -105,7 +105,7 @@ def template(tmp_path_factory):
     for path in (ROOT / "data").glob("*.json"):
         shutil.copy(path, folder / "data")
     flow = small_flow(torch.float32, image_size=32, channels=3, subnet="lean", coupling_layers=1)
-    checkpoints.save(flow, Prior(), folder / W, {})
+    checkpoints.save(PictureModel(flow, Prior()), folder / W, {})
     torch.save({"flow": {}}, folder / "foreign" / "ckpt" / "rgflow_ep001.pth")
     marks = "<!-- results: begin --><!-- results: end -->"
     for name, text in {"precious": "x", "list.json": "[1, 2]", "README.md": marks}.items():
@@ -194,7 +194,7 @@ FUNCTIONS = {
     "data: limit": (lambda: datasets.load_split("msds1", "test", limit=0), "limit >= 1 0"),
     "data: a file": (lambda: datasets.load_split("msds1", "val", "precious"), "precious folder"),
     "weights: a file": (
-        lambda: checkpoints.save(small_flow(), Prior(), "precious/x.safetensors", {}),
+        lambda: checkpoints.save(PictureModel(small_flow(), Prior()), "precious/x.safetensors", {}),
         "precious: folder",
     ),
     "weights: missing": (lambda: load("none.pth"), "none.pth no such file"),
