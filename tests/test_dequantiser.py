@@ -77,7 +77,9 @@ def test_the_noise_cannot_collapse():
 
 
 def model(dequantiser, dtype=torch.float64):
-    return PictureModel(small_flow(dtype, subnet="lean", channels=3), Prior("gaussian"), None, dequantiser)
+    return PictureModel(
+        small_flow(dtype, subnet="lean", channels=3), Prior("gaussian"), None, dequantiser
+    )
 
 
 def test_a_model_with_it_is_the_flow_s_density_times_the_slope():

@@ -88,8 +88,8 @@ def test_environment_yml_uses_the_lock_and_states_no_version_but_pythons() -> No
 
 
 # Each imports only those before it.
-ORDER = """errors noise pixels couplings networks flow priors files model checkpoints ellipses msds
-pictures datasets cli muon evaluate sample train __init__"""
+ORDER = """errors noise pixels dequantiser couplings networks flow priors files model checkpoints ellipses
+msds pictures datasets cli muon evaluate sample running train __init__"""
 
 
 def imported(path: Path) -> set[str]:
