@@ -69,7 +69,7 @@ ORDER_STREAM, FLIP_STREAM = 3, 4
 class Settings:
     """Every knob of a run, each also a flag of the command line.
 
-    Defaults are IGF23's; :data:`LEAN_RECIPE` is ours for a CPU.
+    Defaults are IGF23's; :data:`RECIPES` are ours for a CPU.
 
     Raises:
         pydantic.ValidationError: names the value and what is allowed.
@@ -93,6 +93,7 @@ class Settings:
     outlier_bpd: Positive | None = knob(None, "do not learn from pictures worse than this")
     warmup: Whole = knob(0, "steps over which the learning rate rises")
     schedule: one_of(("constant", "cosine")) = knob("constant", "of the learning rate")
+    standardise: bool = knob(False, "start from the data's mean and deviation (lean models)")
     flip: bool = knob(False, "mirror training pictures at random (natural sets always do)")
     dequantisation: one_of(("uniform", "learned")) = knob(
         "uniform", "noise within a byte; learned with the flow, the bound is tighter"
@@ -127,6 +128,14 @@ LEAN_RECIPE = {
     "warmup": 200,
     "schedule": "cosine",
 }
+LEAN8_RECIPE = LEAN_RECIPE | {
+    "model": "lean8",
+    "dequantisation": "learned",
+    "batch_size": 8,
+    "warmup": 50,
+    "standardise": True,
+}
+RECIPES = {"lean": LEAN_RECIPE, "lean8": LEAN8_RECIPE}
 # What may differ when a run goes on; a device or checkpointing changes results at rounding level.
 _MAY_CHANGE = {"data_root", "device", "workers", "checkpointing", "epochs"}
 _MAY_CHANGE |= {"img_samples", "keep", "save_minutes"}
@@ -441,7 +450,10 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         if not ranks.rank:
             stack.enter_context(logging_to(folder))
         begin(run, len(data.images), len(val.images))
-        loop(run, data.images.to(ranks.device), val.images, signals, progress)
+        images = data.images.to(ranks.device)
+        if settings.standardise and not run.step:
+            start_from_data(run, images)
+        loop(run, images, val.images, signals, progress)
         if not ranks.rank:
             run.finish()
         ranks.wait()
@@ -463,6 +475,15 @@ def begin(run: Run, images: int, val: int) -> None:
     if run.step:
         log.info(f"Resuming at step {run.step} of {run.steps}")
     run.truncate_metrics()
+
+
+@torch.no_grad()
+def start_from_data(run: Run, images: Tensor) -> None:
+    """Standardise the first pictures that will be seen, the same in each process."""
+    count, seed = len(images), run.settings.seed
+    index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
+    y, *_ = run.model.transform(images[index], run.model.noise(index, seed, passes))
+    run.model.flow.standardise(y)
 
 
 def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bool) -> None:
@@ -529,6 +550,9 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
 class Command(Settings):
     """Knobs of a run, and which run."""
 
+    recipe: one_of(RECIPES) | None = knob(
+        None, f"knobs that were tuned for a CPU, unless given ({', '.join(RECIPES)})"
+    )
     out: Name = knob("runs", "folder in which the run's folder is made")
     test_mode: bool = knob(False, "128 training, 64 validation images")
     resume: Name | None = knob(None, "go on with the run of this folder, or of this file in it")
@@ -565,11 +589,11 @@ def main() -> None:
         Command,
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
         "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
-        "and want a GPU; on a CPU try: "
-        + " ".join(f"--{knob.replace('_', '-')} {value}" for knob, value in LEAN_RECIPE.items()),
+        "and want a GPU; on a CPU try --recipe lean8.",
     )
     command = Command(**typed)
     given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
+    given = RECIPES.get(command.recipe, {}) | given
     if command.test_mode:
         given = {"train_images": 128, "val_images": 64} | given
     first = not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"

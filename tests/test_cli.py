@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from dataclasses import asdict, replace
 from datetime import datetime
 from unittest.mock import Mock
 
@@ -181,6 +182,16 @@ def test_flags_of_igf23_keep_their_defaults():
 
 
 TEST_RUN = ("--model", "tiny", "--test-mode", "--epochs", 1, "--batch-size", 64, "--workers", 0)
+
+
+def test_a_recipe_sets_the_knobs_that_were_not_typed(command, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "train", lambda settings, folder: asked.append(settings) or folder)
+    command(train, "--recipe", "lean8", "--batch-size", 4)
+    command(train)
+    chosen = asdict(asked[0])
+    assert {k: chosen[k] for k in train.LEAN8_RECIPE} == train.LEAN8_RECIPE | {"batch_size": 4}
+    assert replace(asked[1], data_root="data") == train.Settings()
 
 
 def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ from support import (
 )
 
 from rgflow_core import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig, load_published
+from rgflow_core.errors import UserError
 from rgflow_core.flow import lattice_levels
 from study import cones
 
@@ -77,6 +78,28 @@ def test_density(network, order, parity, kernel, channels):
         close(ours, expected, 1e-9)
     at_sites = [log_det for *_, log_det in flow.encode(y, sites=True)]
     close(sum(level.sum((1, 2, 3)) for level in at_sites), log_det, 1e-12)
+
+
+@each_order
+@pytest.mark.parametrize("parity", PARITIES)
+@pytest.mark.parametrize("coupling", ["affine", "nlsq"])
+def test_a_flow_that_starts_from_data_gives_them_mean_0_and_deviation_1(order, parity, coupling):
+    fields = {"image_size": 8, "subnet": "lean", "coupling": coupling, "hidden": 4}
+    config = RGFlowConfig(coupling_layers=1, order=order, first_parity=parity, **fields)
+    flow = RGFlow(config).double()
+    y = 3 + 0.5 * lattice_normal(flow, 200)
+    flow.standardise(y)
+    z, _ = flow(y)
+    cells = z.unfold(2, 4, 4).unfold(3, 4, 4).movedim(1, 3).flatten(0, 2)
+    close(cells.mean(0), torch.zeros_like(cells[0]), 0.1)
+    close(cells.std(0), torch.ones_like(cells[0]), 0.1)
+    close(flow.inverse(z)[0], y, 1e-10)
+    with pytest.raises(UserError, match="lean"):
+        RGFlow(
+            RGFlowConfig(
+                **fields | {"subnet": "published", "coupling": "affine"}, coupling_layers=1
+            )
+        ).standardise(y)
 
 
 @each_network

@@ -149,6 +149,19 @@ def test_a_closed_terminal_stops_as_sigterm_does_unless_ignored(
     assert_same_run(whole, tmp_path)
 
 
+def test_a_run_with_learned_noise_that_starts_from_data_goes_on_exactly(tmp_path, monkeypatch):
+    knobs = {"dequantisation": "learned", "standardise": True}
+    whole = run(tmp_path / "whole", **knobs)
+    with monkeypatch.context() as patch:
+        calls(patch, train, "inputs", STEPS + 3, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", **knobs)
+    run(tmp_path / "stopped", **knobs)
+    assert_same_run(whole.parent, tmp_path / "stopped")
+    dequantiser = load(whole).dequantiser
+    assert any(p.any() for p in dequantiser.layers[-1].parameters())  # it learns
+
+
 def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
     """Also with other settings of what changes no result."""
     for _ in range(3):
