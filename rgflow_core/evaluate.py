@@ -76,24 +76,29 @@ class Settings(cli.ModelFile):
     )
 
 
-def chosen_data(args: Settings, model: PictureModel) -> tuple[str, str]:
-    """The data set and data root that the model was trained on, unless flags say others."""
+def trained_on(model: PictureModel) -> tuple[str | None, str]:
+    """Data set and data root of a model's training; ``None`` where its file does not say."""
     settings = model.metadata.get("settings")
     said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
-    own, root = said.get("dataset"), said.get("data_root", "data")
-    name = args.dataset or own
+    return said.get("dataset"), said.get("data_root", "data")
+
+
+def chosen_data(
+    file: str | Path, model: PictureModel, dataset: str | None = None, data_root: str | None = None
+) -> tuple[str, str]:
+    """The data set and data root that a file's model was trained on, unless others are given."""
+    own, root = trained_on(model)
+    name = dataset or own
     if name is None:
         names = ", ".join(datasets.SOURCES)
-        raise UserError(
-            f"{args.file}: does not say its data set; add --dataset with one of {names}"
-        )
+        raise UserError(f"{file}: does not say its data set; add --dataset with one of {names}")
     if name != own or (name in msds.SETS and not Path(root).is_dir()):
-        where = args.data_root or "data"  # nothing is drawn where a file from elsewhere says
+        where = data_root or "data"  # nothing is drawn where a file from elsewhere says
     else:
-        where = args.data_root or root
+        where = data_root or root
     if own and (name != own or (name == "folder" and Path(where) != Path(root))):
         line = f"was trained on {own} ({root}), evaluated on {name} ({where})"
-        print(f"note: {args.file} {line}", file=sys.stderr)
+        print(f"note: {file} {line}", file=sys.stderr)
     return name, where
 
 
@@ -103,8 +108,9 @@ def main() -> None:
     )
     out = cli.new_file(args.out) if args.out else None
     model = args.load()
-    name, root = chosen_data(args, model)
-    images = datasets.load_split(name, args.split, root, args.limit).images
+    name, root = chosen_data(args.file, model, args.dataset, args.data_root)
+    size = model.flow.config.image_size
+    images = datasets.load_split(name, args.split, root, args.limit, size=size).images
     bits = evaluate(model, images, args.seed, args.batch_size)
     if not bits.isfinite().all():
         bad = (~bits.isfinite()).nonzero().flatten()

@@ -58,7 +58,7 @@ class RGFlowConfig:
     image_size: int = 32
     channels: int = 3
     kernel: int = 4
-    coupling_layers: tuple[int | tuple[int, int], ...] | int = (4, 4, 4, 4)
+    coupling_layers: tuple[int | tuple[int, int], ...] | int = 4
     res_blocks: tuple[int, ...] | int = 4
     hidden: tuple[int, ...] | int = 512
     mlp_depth: tuple[int, ...] | int = 2

@@ -77,6 +77,7 @@ class Settings:
 
     dataset: one_of(datasets.SOURCES) = knob("msds1", "data set")
     data_root: Name = knob("data", "data folder; of data set folder: the pictures' own")
+    image_size: Count = knob(datasets.SIZE, "edge, 4 * 2^k; other than 32: data set folder alone")
     model: one_of(MODELS) = knob("published", "80.5, 1.83, 2.41, or 1.64 M parameters")
     prior: one_of(NAMES) = knob("laplace", "of the latents")
     convention: one_of(CONVENTIONS) = knob(
@@ -142,9 +143,12 @@ _MAY_CHANGE |= {"img_samples", "keep", "save_minutes"}
 
 
 def flow_config(settings: Settings) -> RGFlowConfig:
-    """The model a run trains, for the channels of its data set."""
+    """The model a run trains, for the pictures of its data set."""
     channels = datasets.SOURCES[settings.dataset].channels
-    return RGFlowConfig(channels=channels, **MODELS[settings.model])
+    try:
+        return RGFlowConfig(settings.image_size, channels, **MODELS[settings.model])
+    except UserError as error:
+        raise UserError(f"model {settings.model}: {error}") from None
 
 
 def rate_factor(settings: Settings, step: int, steps: int) -> float:
@@ -420,16 +424,16 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         UserError: for data or checkpoints that cannot be used, and if it diverges; the last good
             checkpoint is kept.
     """
-    folder = Path(folder)
+    folder, size = Path(folder), flow_config(settings).image_size
     check_writable(folder)
     ranks = Ranks(settings.device)
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
         raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
     limits = {"train": settings.train_images, "val": settings.val_images}
-    where, workers = settings.data_root, max(1, settings.workers)
+    where, workers = settings.data_root, settings.workers
     data, val = (  # of several processes one makes them, the others wait
-        datasets.load_split(settings.dataset, split, where, limit, workers, progress)
+        datasets.load_split(settings.dataset, split, where, limit, workers, progress, size)
         for split, limit in limits.items()
     )
     if (batch_size := min(settings.batch_size, len(data.images))) % ranks.world:

@@ -297,13 +297,14 @@ def test_two_runs_in_one_second(command, tmp_path, monkeypatch):
 
 
 def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, monkeypatch):
+    """And evaluated and sampled, at its own size."""
     pictures = tmp_path / "home" / "pictures"
     for split in datasets.SPLITS:
         (pictures / split).mkdir(parents=True)
         for n in range(2):
             Image.new("RGB", (32, 32), (n, 50, 9)).save(pictures / split / f"{n}.png")
     monkeypatch.chdir(pictures.parent)
-    arguments = ("--dataset", "folder", "--data-root", "pictures", "--img-samples", 1)
+    arguments = ("--dataset", "folder", "--data-root", "pictures", "--image-size", 16)
     code, out, _ = command(train, *TEST_RUN[:2], *TEST_RUN[3:], *arguments)
     assert code == 0
     final = pictures.parent / out.splitlines()[-1]
@@ -311,6 +312,10 @@ def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, mo
     assert load(final).metadata["settings"]["data_root"] == str(pictures)
     assert command(train, "--resume", final, "--epochs", 2)[0] == 0
     assert command(evaluate, final)[0] == 0
+    assert command(sample, final, "--n", 1)[0] == 0
+    assert Image.open("samples.png").size == (16, 16)
+    code, _, (line,) = command(train, "--resume", final, "--image-size", 32)
+    assert (code, "image_size 16 -> 32" in line) == (2, True)
     assert not (tmp_path / "data").exists()
     pictures.rename(tmp_path / "moved")
     code, _, (line,) = command(train, "--resume", final, "--epochs", 3)
@@ -354,9 +359,9 @@ def trained(tmp_path):
 def test_the_data_are_those_of_the_file_unless_a_flag_says_otherwise(trained, command, monkeypatch):
     asked, original = [], datasets.load_split
 
-    def spy(name, split, root, limit):
+    def spy(name, split, root, *more, **named):
         asked.append((name, str(root)))
-        return original(name, split, root, limit)
+        return original(name, split, root, *more, **named)
 
     monkeypatch.setattr(datasets, "load_split", spy)
     elsewhere = str(trained.parent / "elsewhere")
