@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from support import GOLDEN, TINY, contents, files_below, small_flow
+from support import GOLDEN, TINY, contents, files_below, metrics, small_flow
 
 from rgflow_core import (
     Prior,
@@ -294,6 +294,33 @@ def test_two_runs_in_one_second(command, tmp_path, monkeypatch):
         assert command(train, *TEST_RUN)[0] == 0
     names = {path.name for path in (tmp_path / "runs").iterdir()}
     assert names == {f"msds1_20260102_030405{more}" for more in ("", "_2", "_3")}
+
+
+def test_runs_started_at_the_same_moment_with_the_same_out(tmp_path):
+    """None is lost, and none writes into another's folder."""
+    code = f"""if 1:
+        from datetime import datetime
+        from types import SimpleNamespace
+        from rgflow_core import cli, train
+        train.MODELS["tiny"] = {TINY}
+        train.datetime = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
+        print("ready", flush=True)
+        input()
+        cli.run(train.main)"""
+    command = [sys.executable, "-c", code, *map(str, TEST_RUN), "--out", "deep/x", "--device", "cpu"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    processes = [subprocess.Popen([*command, "--seed", str(k)], **pipes) for k in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    finals = [tmp_path / process.communicate()[0].splitlines()[-1] for process in processes]
+    names = {path.parent.name for path in finals}
+    assert names == {f"msds1_20260102_030405{more}" for more in ("", "_2", "_3")}
+    for seed, final in enumerate(finals):
+        assert load(final).metadata["seed"] == seed
+        assert [line["step"] for line in metrics(final.parent)] == [2, 2]
 
 
 def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, monkeypatch):

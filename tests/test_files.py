@@ -28,6 +28,21 @@ def test_a_new_folder_is_the_next_that_is_free(tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_new_folder_outlives_the_removal_of_its_parent(tmp_path, monkeypatch):
+    """By another run that came to nothing at the same moment."""
+    make, removed = files.make_folder, []
+
+    def removing(path):
+        make(path)
+        if not removed:
+            removed.append(path)
+            path.rmdir()
+
+    monkeypatch.setattr(files, "make_folder", removing)
+    with files.new_folder(tmp_path / "runs" / "x") as folder:
+        assert (folder.name, folder.is_dir()) == ("x", True)
+
+
 # Provenance
 
 
