@@ -106,7 +106,8 @@ def main() -> None:
     args = cli.parse(
         Settings, "Bits per dimension of a model on a data split, with their standard error."
     )
-    out = cli.new_file(args.out) if args.out else None
+    if args.out:
+        cli.new_file(args.out)
     model = args.load()
     name, root = chosen_data(args.file, model, args.dataset, args.data_root)
     size = model.flow.config.image_size
@@ -120,9 +121,10 @@ def main() -> None:
         )
     result = mean_and_error(bits)
     result |= {"dataset": name, "split": args.split, "prior": vars(model.prior)}
-    if out:
-        write_json(out, result | {"provenance": provenance(seed=args.seed, file=args.file)})
     print(json.dumps(result))
+    if args.out:  # another command may have written it meanwhile
+        facts = provenance(seed=args.seed, file=args.file)
+        write_json(cli.new_file(args.out), result | {"provenance": facts})
 
 
 if __name__ == "__main__":

@@ -408,6 +408,20 @@ def test_the_data_are_those_of_the_file_unless_a_flag_says_otherwise(trained, co
     assert asked == [("msds2", "data")]
 
 
+@pytest.mark.parametrize("module", [evaluate, sample], ids=lambda m: m.__name__)
+def test_what_another_command_wrote_meanwhile_stays(module, trained, command, monkeypatch):
+    def meanwhile(*arguments):
+        (trained.parent / "x.png").write_text("precious")
+        return original(*arguments)
+
+    original = module.cli.ModelFile.load
+    monkeypatch.setattr(module.cli.ModelFile, "load", meanwhile)
+    more = ("--limit", 2) if module is evaluate else ("--n", 1)
+    code, _, (*_, line) = command(module, trained, "--out", "x.png", *more)
+    assert (code, "x.png exists" in line) == (2, True)
+    assert (trained.parent / "x.png").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("name", "prior", "edge"),
     [("authors_L16_laplace", "laplace", 16), ("authors_L32_gaussian", "gaussian", 32)],
