@@ -307,7 +307,7 @@ def test_runs_started_at_the_same_moment_with_the_same_out(tmp_path):
         print("ready", flush=True)
         input()
         cli.run(train.main)"""
-    command = [sys.executable, "-c", code, *map(str, TEST_RUN), "--out", "deep/x", "--device", "cpu"]
+    command = [sys.executable, "-c", code, *map(str, TEST_RUN), "--out=deep/x", "--device=cpu"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
     processes = [subprocess.Popen([*command, "--seed", str(k)], **pipes) for k in range(3)]
     for process in processes:

@@ -1,7 +1,6 @@
 """The explorer's pictures follow its controls; without a front end it is a picture."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,44 +81,61 @@ def test_without_a_front_end_it_is_a_picture(explorer, capsys):
     assert "IPython.core.display.Image" in capsys.readouterr().out
 
 
-def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
-    config = RGFlowConfig(**TINY)
-    for name in ("msds1_laplace", "msds2_gaussian"):
-        checkpoints.save(
-            PictureModel(RGFlow(config), Prior("laplace")), tmp_path / f"{name}.safetensors", {}
-        )
-    pictures = torch.randint(256, (5, 3, 32, 32)).byte()
-    split = SimpleNamespace(images=pictures)
-    monkeypatch.setattr(explore.datasets, "load_split", lambda *_: split)
-    explorer = explore.explore(tmp_path)
-    assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
+@pytest.fixture
+def asked(monkeypatch):
+    """The pictures that were asked for."""
+    asked, original = [], explore.datasets.load_split
+
+    def spy(name, split, root, limit, size):
+        asked.append((name, split, str(root), size))
+        return original("msds1", split, limit=limit)
+
+    monkeypatch.setattr(explore.datasets, "load_split", spy)
+    return asked
+
+
+def saved(path, dataset, **config):
+    model = PictureModel(RGFlow(RGFlowConfig(**TINY | config)), Prior())
+    settings = {"dataset": dataset, "data_root": "own"}
+    checkpoints.save(model, path, {"settings": settings} if dataset else {})
+
+
+def test_explore_takes_all_models_of_a_folder(tmp_path, asked):
+    """Whatever their names; their pictures are those of the set that they were trained on."""
+    for name, dataset in {"a": "msds1", "msds1_laplace": "msds2"}.items():
+        saved(tmp_path / f"{name}.safetensors", dataset)
+    (tmp_path / "factors.safetensors").write_text("no model")
+    explorer = explore.explore(tmp_path, sources=5)
+    assert explorer.model.options == ("a", "msds1_laplace")
     assert explorer.fine.max == 4
+    assert asked == [("msds1", "test", "data", 32), ("msds2", "test", "data", 32)]
 
 
-def test_one_channel_is_shown_in_grey():
-    model = PictureModel(randomise(RGFlow(RGFlowConfig(**TINY, channels=1))), Prior())
-    sources = {"mnist_laplace": torch.randint(256, (3, 1, 32, 32)).byte()}
+def test_explore_takes_the_file_of_a_model_of_ones_own_pictures(tmp_path, asked):
+    saved(tmp_path / "model.safetensors", "folder")
+    for weights, root in (("model.safetensors", None), (".", "elsewhere")):
+        assert explore.explore(tmp_path / weights, root).model.options == ("model",)
+        assert asked.pop() == ("folder", "test", root or "own", 32)
+
+
+def test_explore_refuses_what_does_not_fit(tmp_path, asked):
+    with pytest.raises(UserError, match="safetensors of a model"):
+        explore.explore(tmp_path)
+    saved(tmp_path / "a.safetensors", None)
+    with pytest.raises(UserError, match="does not say its data set"):
+        explore.explore(tmp_path)
+    saved(tmp_path / "b.safetensors", "folder", image_size=16)
+    with pytest.raises(UserError, match="models of 2 shapes; give the file of one"):
+        explore.explore(tmp_path)
+
+
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_one_channel_is_shown_in_grey(size):
+    model = PictureModel(randomise(RGFlow(RGFlowConfig(size, 1, **TINY))), Prior())
+    sources = {"mnist_laplace": torch.randint(256, (3, 1, size, size)).byte()}
     explorer = explore.Explorer({"mnist_laplace": model}, sources)
     for draw, _ in explorer.panels.values():
         assert draw().shape[2] == 3
     samples = explorer.samples()
     assert (samples == samples[..., :1]).all()
     assert Image.open(io.BytesIO(explorer.still().data)).mode == "RGB"
-
-
-def test_explore_says_which_files_it_looked_for(tmp_path):
-    (tmp_path / "mine.safetensors").touch()
-    with pytest.raises(UserError, match=r"no msds\*\.safetensors"):
-        explore.explore(tmp_path)
-
-
-def test_a_models_pictures_are_of_the_set_it_was_trained_on(tmp_path, monkeypatch):
-    settings, asked = {"settings": {"dataset": "msds2"}}, []
-    flow = RGFlow(RGFlowConfig(**TINY))
-    checkpoints.save(PictureModel(flow, Prior()), tmp_path / "msds1_laplace.safetensors", settings)
-    original = explore.datasets.load_split
-    monkeypatch.setattr(
-        explore.datasets, "load_split", lambda name, *a: asked.append(name) or original(name, *a)
-    )
-    explore.explore(tmp_path, tmp_path, sources=2)
-    assert asked == ["msds2"]
