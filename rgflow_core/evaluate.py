@@ -76,18 +76,13 @@ class Settings(cli.ModelFile):
     )
 
 
-def trained_on(model: PictureModel) -> tuple[str | None, str]:
-    """Data set and data root of a model's training; ``None`` where its file does not say."""
-    settings = model.metadata.get("settings")
-    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
-    return said.get("dataset"), said.get("data_root", "data")
-
-
 def chosen_data(
     file: str | Path, model: PictureModel, dataset: str | None = None, data_root: str | None = None
 ) -> tuple[str, str]:
     """The data set and data root that a file's model was trained on, unless others are given."""
-    own, root = trained_on(model)
+    settings = model.metadata.get("settings")
+    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
+    own, root = said.get("dataset"), said.get("data_root", "data")
     name = dataset or own
     if name is None:
         names = ", ".join(datasets.SOURCES)

@@ -28,6 +28,7 @@ def test_notebook_form(path):
         assert cell.execution_count, "run `make notebooks`"
         ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
         assert ignored == ("# NBVAL_IGNORE_OUTPUT:" in cell.source), "an ignored cell says why"
+        assert "split_name" not in cell.source, "a model's data set is its file's, not its name's"
         assert path.stem[:2] == "07" or "figures" not in re.findall(r"import (.*)", cell.source)
 
 

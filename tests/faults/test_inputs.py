@@ -48,7 +48,7 @@ COMMANDS = [
     (train, ["--image-size=33", "--dataset=folder"], "image_size kernel 4 2^k 4096 33"),
     (train, ["--image-size=8192", "--dataset=folder"], "image_size 4096 8192"),
     (train, ["--image-size=64"], "msds1 32 64 folder"),
-    (train, ["--model=lean8", "--image-size=64", "--dataset=folder"], "model lean8 levels 4 6, 2, 1"),
+    (train, ["--model=lean8", "--image-size=64", "--dataset=folder"], "model lean8 level 4 6, 2, 1"),
     (train, ["--image-size=64", "--dataset=mnist"], "mnist 32 64 folder"),
     (train, ["--device=cuda:99"], "cuda:99 cpu"),
     (train, ["--device=mps"], "mps float64 cpu"),
