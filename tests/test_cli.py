@@ -12,8 +12,10 @@ import termios
 import time
 from dataclasses import asdict, replace
 from datetime import datetime
+from pathlib import Path
 from unittest.mock import Mock
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -57,15 +59,32 @@ def command(tmp_path, monkeypatch, capfd):
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-        ({"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
-    ],
-)
-def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(given, wanted):
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FILES = (*ROOT.glob("rgflow_core/*.py"), *ROOT.glob("notebooks/study/*.py"))
+MODULES = [f"{p.parent.name}.{p.stem}" for p in FILES if "\nif __name__" in p.read_text()]
+
+
+def first_imports(notebook):
+    sources = (c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code")
+    return "\n".join(re.findall(r"^(?:import|from) .*", "\n".join(sources), re.MULTILINE))
+
+
+WAITING = [
+    ("import rgflow_core", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ("import rgflow_core", {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ("import rgflow_core", {"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
+    *((f"import {name}", {}, {"OMP_WAIT_POLICY": "PASSIVE"}) for name in MODULES),
+    *((first_imports(path), {}, {"OMP_WAIT_POLICY": "PASSIVE"}) for path in NOTEBOOKS),
+]
+IDS = ["package", "policy", "count", *MODULES, *(path.stem for path in NOTEBOOKS)]
+
+
+@pytest.mark.parametrize(("start", "given", "wanted"), WAITING, ids=IDS)
+def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(
+    start, given, wanted
+):
+    """In every command and every notebook."""
     code = """if 1:
         import json, os, sys
         class Finder:
@@ -74,9 +93,10 @@ def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(
                     print(json.dumps({k: v for k, v in os.environ.items() if "OMP_" in k}))
                     os._exit(0)
         sys.meta_path.insert(0, Finder)
-        import rgflow_core"""
-    clean = {k: v for k, v in os.environ.items() if "OMP_" not in k}
-    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True)
+        exec(sys.argv[1])"""
+    clean = {k: v for k, v in os.environ.items() if "OMP_" not in k} | {"PYTHONPATH": "notebooks"}
+    command = [sys.executable, "-c", code, start]
+    done = subprocess.run(command, env=clean | given, cwd=ROOT, capture_output=True)
     assert json.loads(done.stdout) == wanted
 
 
