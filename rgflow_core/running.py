@@ -41,6 +41,13 @@ class Ranks:
                 backend, device_id=self.device if backend == "nccl" else None
             )
 
+    def agreed(self, folder: Path) -> Path:
+        """The first rank's folder: each has named its own after the time."""
+        folders = [folder]
+        if self.world > 1:
+            distributed.broadcast_object_list(folders, device=self.device)
+        return folders[0]
+
     def mine(self, x: Tensor) -> Tensor:
         """This rank's part of what is indexed by pictures."""
         return x[self.rank :: self.world]

@@ -394,7 +394,7 @@ class Diverged(UserError):
 
 
 def diverged(model: PictureModel, step: int, loss: float) -> Diverged:
-    """The error for a loss or gradient that is not finite, or pictures that are all outliers."""
+    """The error for a loss or gradient that is not finite."""
     bad = [
         n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
     ]
@@ -427,6 +427,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     folder, size = Path(folder), flow_config(settings).image_size
     check_writable(folder)
     ranks = Ranks(settings.device)
+    folder = ranks.agreed(folder)
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
         raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
@@ -529,7 +530,12 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
             values = (loss, bpd.mean(), outlier.double().mean(), asked)
             means = ranks.sum(torch.stack(values).detach()) / ranks.world
             loss, bpd, outliers, stop = means.tolist()
-            if not (math.isfinite(loss) and math.isfinite(norm.item()) and outliers < 1):
+            if outliers == 1:
+                raise Diverged(
+                    f"step {run.step}: all pictures are worse than --outlier-bpd {outlier_bpd} (mean "
+                    f"{bpd:.4g} bits), diverged; start a new run with a larger one, or a lower --lr"
+                )
+            if not (math.isfinite(loss) and math.isfinite(norm.item())):
                 raise diverged(run.model, run.step, loss)
             if outliers:
                 log.info(
@@ -598,6 +604,8 @@ def main() -> None:
     command = Command(**typed)
     given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
     given = RECIPES.get(command.recipe, {}) | given
+    if command.resume and "out" in typed:
+        raise UserError("--out: a run that is resumed stays in its folder; leave it out")
     if command.test_mode:
         given = {"train_images": 128, "val_images": 64} | given
     first = not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
@@ -607,8 +615,7 @@ def main() -> None:
         else:
             settings = Settings(**given)
             folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
-            # Of several processes the others write nothing, and find nothing to go on from.
-            folder = stack.enter_context(new_folder(folder)) if first else folder / "other"
+            folder = stack.enter_context(new_folder(folder)) if first else folder
         final = train(replace(settings, data_root=os.path.abspath(settings.data_root)), folder)
     if first:
         print(final)

@@ -42,19 +42,54 @@ def _as_the_program():
     torch.set_default_dtype(torch.float32)
 
 
+# Two clocks that differ, and what each rank knows of its run.
+COMMAND = """
+import json, os, sys
+from datetime import datetime
+from types import SimpleNamespace
+from rgflow_core import cli, train
+
+rank = int(os.environ["RANK"])
+train.MODELS["tiny"] = json.loads(sys.argv.pop())
+train.datetime = SimpleNamespace(now=lambda: datetime(2026, 1, 1, 0, 0, rank))
+made = train.Run.__init__
+
+def told(run, settings, folder, *more):
+    open(f"rank{rank}", "w").write(str(folder))
+    made(run, settings, folder, *more)
+
+train.Run.__init__ = told
+cli.run(train.main)
+"""
+
+
 def run_alone(folder):
     train.train(SETTINGS, folder, progress=False)
 
 
-def run_on_two(folder, die_at=None):
-    program = folder.with_suffix(".py")
-    program.write_text(PROGRAM)
+def torchrun(program, place, *arguments):
+    (place / "program.py").write_text(program)
     launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    arguments = json.dumps([TINY, asdict(SETTINGS), str(folder), die_at])
+    launcher += ["--rdzv-endpoint", "localhost:0", "program.py"]
     return subprocess.run(
-        [sys.executable, "-m", *launcher, "--rdzv-endpoint", "localhost:0", program, arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        [sys.executable, "-m", *launcher, *arguments],
+        cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
+
+
+def run_on_two(folder, die_at=None):
+    arguments = json.dumps([TINY, asdict(SETTINGS), str(folder), die_at])
+    return torchrun(PROGRAM, folder.parent, arguments)
+
+
+def test_the_first_process_names_the_run_and_all_agree(tmp_path):
+    arguments = ["--model=tiny", "--test-mode", "--epochs=1", "--batch-size=64", "--device=cpu"]
+    done = torchrun(COMMAND, tmp_path, *arguments, json.dumps(TINY))
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name == "msds1_20260101_000000"
+    assert [(tmp_path / f"rank{k}").read_text() for k in (0, 1)] == [f"runs/{folder.name}"] * 2
+    assert done.stdout.count(f"{folder.name}/model.safetensors\n") == 1
 
 
 def assert_same_run(one, other):

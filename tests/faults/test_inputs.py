@@ -56,6 +56,7 @@ COMMANDS = [
     (train, ["--out="], "--out character ''"),
     (train, ["--out=precious/deeper"], "precious file folder"),
     (train, ["--resume=nowhere"], "nowhere checkpoint"),
+    (train, ["--resume=nowhere", "--out=runs"], "--out resumed"),
     (train, ["--resume=precious"], "precious checkpoint"),
     (train, ["--resume=folder"], "folder checkpoint"),
     (train, ["--resume=foreign"], "rgflow_ep001.pth lacks 'settings'"),
