@@ -144,7 +144,8 @@ def _build(
 
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; give the path of a checkpoint")
     return Path(path)
 
 
@@ -399,6 +400,7 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
     elif "config" in (content := read_pickle(path)):
         with refusing_damage(path):
             metadata = {name: content[name] for name in ("epoch", "step", "settings")}
+            metadata["train_fingerprint"] = content.get("train_fingerprint")
             model = _from_ours(content, path, metadata)
     else:
         model = _from_published(content, path, prior or "laplace")

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, datasets, msds
+from rgflow_core import cli, datasets, msds, pictures
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import provenance, write_json
 from rgflow_core.model import PictureModel
@@ -97,6 +97,18 @@ def chosen_data(
     return name, where
 
 
+def say_if_changed(file: str, model: PictureModel, root: str) -> None:
+    """Say if a folder's training pictures are others now: they could have become test pictures."""
+    settings, trained = model.metadata.get("settings"), model.metadata.get("train_fingerprint")
+    own = isinstance(settings, dict) and (settings.get("dataset"), settings.get("data_root"))
+    if not trained or own != ("folder", root) or not pictures.splits(Path(root))[0]["train"]:
+        return
+    limit, size = settings.get("train_images"), model.flow.config.image_size
+    if datasets.load_split("folder", "train", root, limit, size=size).fingerprint != trained:
+        line = "has other training pictures now; some of those that it had may be evaluated here"
+        print(f"note: {root} {line} ({file})", file=sys.stderr)
+
+
 def main() -> None:
     args = cli.parse(
         Settings, "Bits per dimension of a model on a data split, with their standard error."
@@ -107,6 +119,8 @@ def main() -> None:
     name, root = chosen_data(args.file, model, args.dataset, args.data_root)
     size = model.flow.config.image_size
     images = datasets.load_split(name, args.split, root, args.limit, size=size).images
+    if args.split != "train":
+        say_if_changed(args.file, model, root)
     bits = evaluate(model, images, args.seed, args.batch_size)
     if not bits.isfinite().all():
         bad = (~bits.isfinite()).nonzero().flatten()

@@ -127,7 +127,8 @@ def test_load_knows_training_and_published_checkpoints(tmp_path):
     torch.save(training_checkpoint(flow), tmp_path / "rgflow_ep003.pth")
     loaded = load(tmp_path / "rgflow_ep003.pth")
     assert loaded.prior == Prior("gaussian")
-    assert loaded.metadata == {"epoch": 3, "step": 70, "settings": {"lr": 0.1}}
+    wanted = {"epoch": 3, "step": 70, "settings": {"lr": 0.1}}
+    assert loaded.metadata.items() >= wanted.items()
     same_function(loaded.flow, flow)
 
     loaded = load(GOLDEN / IGF23, "gaussian")

@@ -40,9 +40,10 @@ from rgflow_core.model import PictureModel
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
+def command(tmp_path, tmp_path_factory, monkeypatch, capfd):
     """Run a module's command line in an empty folder: (exit code, output, visible error lines)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(module, *arguments):
@@ -123,6 +124,12 @@ def test_as_a_program(tmp_path):
     assert re.fullmatch(r"error: .*nan.*\n", done.stderr)
     assert done.stdout == ""
     assert files_below(tmp_path) == []
+
+
+def test_a_name_that_is_not_utf8():
+    name = os.fsdecode(b"caf\xe9")
+    assert cli.parse(train.Command, "", ["--data-root", name]).data_root == name
+    json.dumps(asdict(train.Settings(data_root=name)))
 
 
 @dataclass(frozen=True, config=cli.STRICT)
@@ -364,6 +371,15 @@ def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, mo
     code, _, (line,) = command(train, "--resume", final, "--image-size", 32)
     assert (code, "image_size 16 -> 32" in line) == (2, True)
     assert not (tmp_path / "data").exists()
+    Image.new("RGB", (32, 32)).save(pictures / "train" / "0.png")
+    for file in (final, final.parent / "ckpt" / "rgflow_ep002.pth"):
+        code, _, lines = command(evaluate, file)
+        assert (code, "other training pictures now" in lines[-1]) == (0, True)
+    Image.new("RGB", (32, 32), (0, 50, 9)).save(pictures / "train" / "0.png")
+    assert not any("note" in line for line in command(evaluate, file)[2])
+    (pictures / "train").rename(tmp_path / "train")
+    assert command(evaluate, file)[0] == 0
+    (tmp_path / "train").rename(pictures / "train")
     pictures.rename(tmp_path / "moved")
     code, _, (line,) = command(train, "--resume", final, "--epochs", 3)
     assert (code, str(pictures) in line, "--data-root" in line) == (2, True, True)

@@ -70,7 +70,7 @@ COMMANDS = [
     (train, ["more"], "more"),
     (evaluate, [], "FILE"),
     (evaluate, ["none.pth"], "none.pth no such file"),
-    (evaluate, ["folder"], "folder no such file"),
+    (evaluate, ["folder"], "folder is a folder; checkpoint"),
     (evaluate, ["precious"], "precious not a readable checkpoint"),
     (evaluate, ["cut.safetensors"], "cut.safetensors not a readable"),
     (evaluate, [IGF23], "--prior laplace gaussian"),
