@@ -214,7 +214,7 @@ def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
 
     def parameters(root: Path) -> dict:
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder; give that of your pictures with --data-root")
+            raise UserError(f"{root}: no such folder; give that of your pictures with --data-root (data_root=)")
         digest = hashlib.sha256()
         for split, paths in pictures.splits(root)[0].items():
             for path in paths:
@@ -246,7 +246,7 @@ def _cached(folder: Path, split: str, parameters: dict, say: bool = True) -> Arr
         with files.refusing_damage(manifest, "the manifest of a data set"):
             content = files.read_json(manifest)
             if content["parameters"] != json.loads(json.dumps(parameters)):
-                raise UserError(f"{manifest}: made with other parameters")
+                raise UserError(f"{manifest}: made of other data or parameters")
             for name, digest in content["arrays"].items():
                 path = folder / f"{split}_{name}.npy"
                 if files.sha256(path) != digest:

@@ -133,7 +133,7 @@ def _check(image: Image.Image, crop: int | None) -> None:
         raise ValueError(f"{image.width} x {image.height} pixels are too many")
     # A second picture in a camera's JPEG is a preview.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ValueError(f"it is animated, {image.n_frames} pictures")
+        raise ValueError(f"it holds {image.n_frames} pictures, as pages or an animation")
     if image.mode in ("I", "F") and (image.mode, image.format) != ("I", "PPM"):
         # Pillow would clip, and the range is not known
         raise ValueError("it has 32 bits per value; convert it to 8")
