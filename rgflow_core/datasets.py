@@ -214,7 +214,9 @@ def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
 
     def parameters(root: Path) -> dict:
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder; give that of your pictures with --data-root (data_root=)")
+            raise UserError(
+                f"{root}: no such folder; give that of your pictures with --data-root (data_root=)"
+            )
         digest = hashlib.sha256()
         for split, paths in pictures.splits(root)[0].items():
             for path in paths:
