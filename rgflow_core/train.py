@@ -77,7 +77,7 @@ class Settings:
 
     dataset: one_of(datasets.SOURCES) = knob("msds1", "data set")
     data_root: Name = knob("data", "data folder; of data set folder: the pictures' own")
-    image_size: Count = knob(datasets.SIZE, "edge, 4 * 2^k; other than 32: data set folder alone")
+    image_size: Count = knob(datasets.SIZE, "edge, 4 * 2^k (lean8: 8 * 2^k); not 32: folder alone")
     model: one_of(MODELS) = knob("published", "80.5, 1.83, 2.41, or 1.64 M parameters")
     prior: one_of(NAMES) = knob("laplace", "of the latents")
     convention: one_of(CONVENTIONS) = knob(
@@ -145,8 +145,12 @@ _MAY_CHANGE |= {"img_samples", "keep", "save_minutes"}
 def flow_config(settings: Settings) -> RGFlowConfig:
     """The model a run trains, for the pictures of its data set."""
     channels = datasets.SOURCES[settings.dataset].channels
+    fields = dict(MODELS[settings.model])
+    if isinstance(layers := fields.get("coupling_layers"), tuple):  # of 32 pixels' levels
+        levels = (settings.image_size // fields.get("kernel", 4)).bit_length()
+        fields["coupling_layers"] = (layers + layers[-1:] * levels)[:levels]
     try:
-        return RGFlowConfig(settings.image_size, channels, **MODELS[settings.model])
+        return RGFlowConfig(settings.image_size, channels, **fields)
     except UserError as error:
         raise UserError(f"model {settings.model}: {error}") from None
 

@@ -594,3 +594,9 @@ def test_where_compiling_fails_a_line_says_so_and_the_run_goes_on(
     assert "RuntimeError: no " in lines[0]
     assert "traceback" not in log.read_text("utf-8")
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize(("size", "layers"), [(8, (6,)), (32, (6, 2, 1)), (64, (6, 2, 1, 1))])
+def test_a_model_s_coupling_layers_follow_the_size_of_the_pictures(size, layers):
+    settings = train.Settings(dataset="folder", model="lean8", image_size=size)
+    assert train.flow_config(settings).coupling_layers == layers
