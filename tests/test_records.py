@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from support import TINY
 
@@ -18,7 +19,7 @@ ROOT = results.root()
 def test_the_plan_is_of_settings():
     for name, fields in records.plan(ROOT).items():
         settings = train.Settings(**train.LEAN_RECIPE | fields)
-        if not name.startswith(("ablation", "change")):
+        if not name.startswith(("ablation", "change", "tuning8")):
             assert settings.dataset in name
             assert settings.prior in name
     for name, fields in records.plan(ROOT, "shipped").items():
@@ -57,6 +58,7 @@ def test_make(planned, monkeypatch, capsys):
     fields |= {"val_images": 32, "data_root": str(ROOT / "data")}
     plan = {
         "shipped": {"common": fields, "runs": {"a": {}}},
+        "shipped8": {"recipe": "lean8", "common": fields, "runs": {"lean8": {"model": "lean"}}},
         "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
         "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
     }
@@ -73,6 +75,10 @@ def test_make(planned, monkeypatch, capsys):
     assert record["test"]["images"] == 50
     assert record["matrix_peak"] > 0
     assert (planned / "weights" / "a.safetensors").exists()
+    rounded = read_json(records.make("lean8", planned))
+    held = safetensors.torch.load_file(planned / "weights" / "lean8.safetensors")
+    assert {value.dtype for value in held.values()} == {torch.float16}
+    assert rounded["test"]["bpd"] != rounded["test_uniform_noise"]["bpd"]
     assert f"{record['test']['bpd']:.4f}" in (planned / "weights" / "README.md").read_text()
     bits = torch.load(planned / "runs" / "study" / "a" / "test_bits.pt", weights_only=True)
     assert bits.double().mean().item() == pytest.approx(record["test"]["bpd"], abs=1e-5)
@@ -88,7 +94,7 @@ def test_make(planned, monkeypatch, capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed[-1] == "change_bad", "those without a record are listed"
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
-    with pytest.raises(UserError, match="c is not a run of the study; those are: a, b, change_bad"):
+    with pytest.raises(UserError, match="c is not a run of the study; those are: a, lean8, b, change_bad"):
         records.make("c", planned)
 
 
