@@ -191,6 +191,35 @@ def test_a_change_of_style_reruns_no_analysis(built, changed, again):
     assert remade(folder) == again
 
 
+PYTHON3 = """#!/bin/sh
+case "$2" in
+*print*) echo $STUB ;;
+*exit*) test $STUB != 3.10 ;;
+venv) mkdir -p .venv/bin .venv/lib/python$STUB && ln -sf /bin/true .venv/bin/python ;;
+esac
+"""
+
+
+def test_make_says_that_a_python_is_too_old_and_takes_a_newer_one_later(tmp_path, monkeypatch):
+    """Whatever an older one has left in .venv."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(PYTHON3)
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / ".venv" / "lib" / "python3.10").mkdir(parents=True)
+    monkeypatch.setenv("STUB", "3.10")
+    done = make(tmp_path, "setup")
+    assert done.returncode != 0
+    assert "error: python3 is 3.10 here; wanted is 3.11 or later" in done.stderr
+    for version in ("3.11", "3.12"):
+        monkeypatch.setenv("STUB", version)
+        assert make(tmp_path, "setup").returncode == 0
+        assert (tmp_path / ".venv" / "lib" / f"python{version}").exists()
+        assert "venv" not in make(tmp_path, "setup").stdout, "once"
+
+
 def test_figures_of_make_are_the_committed_ones_with_their_data():
     named = set(re.findall(r"fig\d\d_\w+", (ROOT / "Makefile").read_text()))
     assert len(named) <= 12
