@@ -101,6 +101,7 @@ def test_run_leaves_the_executed_copy_when_it_is_done(study, capfd):
     assert run.run("n", "fine", "msds1_laplace") == Path("runs/fine/n_msds1_laplace.ipynb")
     assert "n_msds1_laplace: whole runs/fine laplace\n" in capfd.readouterr().out
     assert [path.name for path in (study / "runs" / "fine").iterdir()] == ["n_msds1_laplace.ipynb"]
+    assert run.run("n", "fine", out="runs/of/one") == Path("runs/of/one/n.ipynb")
 
 
 @pytest.mark.parametrize("problem", ["input", "bug"])
