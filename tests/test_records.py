@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from support import TINY
 
@@ -19,7 +20,7 @@ ROOT = results.root()
 def test_the_plan_is_of_settings():
     for name, fields in records.plan(ROOT).items():
         settings = train.Settings(**train.LEAN_RECIPE | fields)
-        if not name.startswith(("ablation", "change")):
+        if not name.startswith(("ablation", "change", "tuning8")):
             assert settings.dataset in name
             assert settings.prior in name
     for name, fields in records.plan(ROOT, "shipped").items():
@@ -58,6 +59,7 @@ def test_make(planned, monkeypatch, capsys):
     fields |= {"val_images": 32, "data_root": str(ROOT / "data")}
     plan = {
         "shipped": {"common": fields, "runs": {"a": {}}},
+        "shipped8": {"recipe": "lean8", "common": fields, "runs": {"lean8": {"model": "lean"}}},
         "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
         "seeds": {"common": fields, "runs": {"msds1_gaussian_seed1": {"seed": 1}}},
         "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
@@ -75,6 +77,10 @@ def test_make(planned, monkeypatch, capsys):
     assert record["test"]["images"] == 50
     assert record["matrix_peak"] > 0
     assert (planned / "weights" / "a.safetensors").exists()
+    rounded = read_json(records.make("lean8", planned))
+    held = safetensors.torch.load_file(planned / "weights" / "lean8.safetensors")
+    assert {value.dtype for value in held.values()} == {torch.float16}
+    assert rounded["test"]["bpd"] != rounded["test_uniform_noise"]["bpd"]
     assert f"{record['test']['bpd']:.4f}" in (planned / "weights" / "README.md").read_text()
     bits = torch.load(planned / "runs" / "study" / "a" / "test_bits.pt", weights_only=True)
     assert bits.double().mean().item() == pytest.approx(record["test"]["bpd"], abs=1e-5)
@@ -102,7 +108,7 @@ def test_make(planned, monkeypatch, capsys):
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
     with pytest.raises(
         UserError,
-        match="c is not a run of the study; those are: a, b, msds1_gaussian_seed1, change_bad",
+        match="c is not a run of the study; those are: a, lean8, b, msds1_gaussian_seed1, change_bad",
     ):
         records.make("c", planned)
 

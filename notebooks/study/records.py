@@ -2,8 +2,8 @@
 
 ``data/runs.json`` says what each run trains, as differences from the lean recipe; a finished run
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too,
-those under "seeds" the numbers of notebooks 05 and 06. Without NAME, the names of runs that have
-no whole record are listed.
+those under "shipped8" rounded to 16 bits (and their records are of these), those under "seeds" the
+numbers of notebooks 05 and 06. Without NAME, the names of runs that have no whole record are listed.
 """
 
 import shutil
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 import study.ablations  # noqa: F401 - its models are in the plan
-from rgflow_core import checkpoints, cli, datasets, evaluate, load, train
+from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
 from study import benchmarks, report, results, run, separation
@@ -33,12 +33,19 @@ CHANGES = "ablations"
 
 
 def plan(root: Path, group: str | None = None) -> dict[str, dict]:
-    """Name -> settings that differ from the lean recipe, of a group's runs or of all."""
+    """Name -> settings that differ from the lean recipe, of a group's runs or of all.
+
+    A group may start from another of :data:`rgflow_core.train.RECIPES`.
+    """
     groups = read_json(root / PLAN)
     if group is not None and group not in groups:
         raise UserError(f"planned must be a group of {PLAN}, {', '.join(groups)}, not {group!r}")
     chosen = groups.values() if group is None else [groups[group]]
-    return {name: g["common"] | own for g in chosen for name, own in g["runs"].items()}
+    return {
+        name: train.RECIPES[g.get("recipe", "lean")] | g["common"] | own
+        for g in chosen
+        for name, own in g["runs"].items()
+    }
 
 
 def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
@@ -77,17 +84,23 @@ def make(name: str, root: Path) -> Path:
         write_json(record, facts | provenance(seed=settings.seed))
         return record
     peak = benchmarks.matrix_peak()
-    model = load(weights)
+    model, half = load(weights), name in plan(root, "shipped8")
+    shipped = half or name in plan(root, "shipped")
+    if shipped:
+        file = root / "weights" / f"{name}.safetensors"
+        checkpoints.save(model.half() if half else model, file, model.metadata)
+        model = load(file)
     test = datasets.load_split(settings.dataset, "test", settings.data_root)
     bits = evaluate.evaluate(model, test.images)
-    shipped = name in plan(root, "shipped")
-    if shipped:
-        with replacing(root / "weights" / f"{name}.safetensors") as temporary:
-            shutil.copyfile(weights, temporary)
     checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     # The FLOP/s are of the same hour, for what "minutes" mean.
     facts = {"name": name, "test": evaluate.mean_and_error(bits), "matrix_peak": peak}
     facts = read_json(folder / "record.json") | facts
+    if model.dequantiser is not None:
+        uniform = PictureModel(model.flow, model.prior)
+        facts["test_uniform_noise"] = evaluate.mean_and_error(
+            evaluate.evaluate(uniform, test.images)
+        )
     few = test.images[:SUBSET]
     if shipped:
         draws = [bits[:SUBSET]]
@@ -120,7 +133,7 @@ def _latents(name: str, weights: Path, root: Path) -> list[list]:
 
 def shipped_records(root: Path) -> dict[str, dict]:
     """Name -> record of the models in ``weights/``; of these are their cards."""
-    return read(root, plan(root, "shipped"))
+    return read(root, plan(root, "shipped") | plan(root, "shipped8"))
 
 
 def table(root: Path, group: str) -> pd.DataFrame:
@@ -209,7 +222,7 @@ def _change_rows(root: Path) -> list[dict]:
 def _run_rows(root: Path) -> list[dict]:
     """Validation while training, and what single records say beyond the models in ``weights/``."""
     rows = []
-    for group in ("shipped", "affine", "seeds", "convention"):
+    for group in ("shipped", "shipped8", "affine", "seeds", "convention"):
         for name, record in read(root, plan(root, group)).items():
             count = {"images": record["settings"]["val_images"]}
             rows += [
