@@ -1,7 +1,6 @@
 """The report as HTML and PDF."""
 
 import base64
-import os
 import re
 
 import nbformat
@@ -19,12 +18,19 @@ def write(folder, *cells):
     return (folder / "n.html").read_text()
 
 
-def test_page_is_one_file_with_equations(tmp_path):
-    text = "# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n"
-    html = write(tmp_path, nbformat.v4.new_markdown_cell(text))
-    assert html.count("<math") == 2
+def test_page_is_one_file_with_equations_pictures_and_style_and_without_code(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    text = "# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n\n![An alternative text](a.png)"
+    code = nbformat.v4.new_code_cell("secret = 1", outputs=[])
+    code.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "of $x$"})]
+    html = write(tmp_path, nbformat.v4.new_markdown_cell(text), code)
+    assert html.count("<math") == 3
     assert "$" not in html
-    assert "src=" not in html
+    (picture,) = re.findall(r'src="([^"]+)"', html)
+    assert base64.b64decode(picture.split(";base64,")[1]) == (tmp_path / "a.png").read_bytes()
+    assert 'alt="An alternative text"' in html
+    assert "secret" not in html
+    assert (page.TEMPLATES / "page" / "page.css").read_text().splitlines()[0] in html
 
 
 def test_page_refuses_what_would_be_loaded(tmp_path):
@@ -33,38 +39,16 @@ def test_page_refuses_what_would_be_loaded(tmp_path):
     assert not (tmp_path / "n.html").exists()
 
 
-def test_pictures_of_markdown_are_part_of_the_page(tmp_path):
-    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
-    html = write(tmp_path, nbformat.v4.new_markdown_cell("![An alternative text](a.png)"))
-    (found,) = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    assert base64.b64decode(found) == (tmp_path / "a.png").read_bytes()
-    assert 'alt="An alternative text"' in html
-
-
-def test_code_is_left_out_and_style_is_in(tmp_path):
-    cell = nbformat.v4.new_code_cell("secret = 1", outputs=[])
-    cell.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "of $x$"})]
-    html = write(tmp_path, cell)
-    assert "secret" not in html
-    assert html.count("<math") == 1
-    assert (page.TEMPLATES / "page" / "page.css").read_text().splitlines()[0] in html
-
-
-def test_without_a_browser_a_line_says_so_and_no_old_pdf_stays(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [(None, "no Chromium is installed$"), ("exit 3", "chromium failed: .*exit status 3")],
+)
+def test_without_a_pdf_a_line_says_so_and_no_old_one_stays(script, says, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    if script:
+        (tmp_path / "chromium").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "chromium").chmod(0o755)
     (tmp_path / "r.html").write_text("new")
     (tmp_path / "r.pdf").write_text("of an earlier page")
-    assert page.print_pdf(tmp_path / "r.html") == "r.pdf: not written, no Chromium is installed"
-    assert not (tmp_path / "r.pdf").exists()
-
-
-def test_a_failing_browser_is_named(tmp_path, monkeypatch):
-    browser = tmp_path / "chromium"
-    browser.write_text("#!/bin/sh\nexit 3\n")
-    browser.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    (tmp_path / "r.html").write_text("x")
-    line = page.print_pdf(tmp_path / "r.html")
-    assert line.startswith("r.pdf: not written, chromium failed: ")
-    assert "exit status 3" in line
+    assert re.match(f"r.pdf: not written, {says}", page.print_pdf(tmp_path / "r.html"))
     assert not (tmp_path / "r.pdf").exists()
