@@ -14,16 +14,17 @@ from rgflow_core.flow import lattice_levels
 from study import explore, fields
 
 
-@pytest.fixture
-def explorer() -> explore.Explorer:
-    torch.manual_seed(0)
-    config = RGFlowConfig(**TINY)
-    models = {
-        f"{name}_laplace": PictureModel(randomise(RGFlow(config), seed), Prior("laplace"))
-        for seed, name in enumerate(("msds1", "msds2"))
-    }
-    sources = {name: torch.randint(256, (3, 3, 32, 32)).byte() for name in models}
+def explorer_of(*names, size=32, channels=3):
+    config = RGFlowConfig(size, channels, **TINY)
+    flows = {name: randomise(RGFlow(config), seed) for seed, name in enumerate(names)}
+    models = {name: PictureModel(flow, Prior()) for name, flow in flows.items()}
+    sources = {name: torch.randint(256, (3, *config.shape)).byte() for name in names}
     return explore.Explorer(models, sources)
+
+
+@pytest.fixture
+def explorer():
+    return explorer_of("msds1_laplace", "msds2_laplace")
 
 
 def shown(explorer):
@@ -52,17 +53,17 @@ def test_a_control_changes_its_pictures_and_no_others(explorer, control, value, 
     assert {name for name in before if before[name] != after[name]} == changed
 
 
-@pytest.mark.parametrize("level", range(4))
-def test_the_latent_nearest_to_the_place_is_shown_and_ringed(explorer, level):
-    explorer.level.value, explorer.colour.value = level, 2
-    explorer.row.value, explorer.column.value = 26, 10
-    colour, *place = explorer.position
-    assert colour == 2
-    here = lattice_levels(32, 4) == level
-    assert here[tuple(place)]
-    distances = [(i - 26) ** 2 + (j - 10) ** 2 for i, j in here.nonzero().tolist()]
-    assert (place[0] - 26) ** 2 + (place[1] - 10) ** 2 == min(distances)
-    assert explorer.field()[place[0] * 8, place[1] * 8].tolist() == [0, 255, 255]
+def test_the_latent_nearest_to_the_place_is_shown_and_ringed(explorer):
+    explorer.colour.value, explorer.row.value, explorer.column.value = 2, 26, 10
+    for level in range(4):
+        explorer.level.value = level
+        colour, *place = explorer.position
+        here = (lattice_levels(32, 4) == level).nonzero().tolist()
+        assert colour == 2
+        assert place in here
+        distances = [(i - 26) ** 2 + (j - 10) ** 2 for i, j in here]
+        assert distances[here.index(place)] == min(distances)
+        assert explorer.field()[place[0] * 8, place[1] * 8].tolist() == [0, 255, 255]
 
 
 def test_differences_are_close_to_the_derivative(explorer):
@@ -72,10 +73,16 @@ def test_differences_are_close_to_the_derivative(explorer):
     assert torch.allclose(explorer.effect(), exact, rtol=0.02, atol=0.01 * float(exact.max()))
 
 
-def test_without_a_front_end_it_is_a_picture(explorer, capsys):
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 32), (1, 16), (1, 4)])
+def test_without_a_front_end_it_is_a_picture(channels, size, capsys):
+    """Of one channel in grey."""
+    explorer = explorer_of("mnist_laplace", channels=channels, size=size)
     assert not explore.listening()
     still = np.asarray(Image.open(io.BytesIO(explorer.still().data)))
-    assert still.shape[1] > still.shape[0] > 200
+    assert still.shape[2] == 3
+    assert size < 32 or still.shape[1] > still.shape[0] > 200
+    samples = explorer.samples()
+    assert (samples == samples[..., :1]).all() == (channels == 1)
     explorer._ipython_display_()
     assert "IPython.core.display.Image" in capsys.readouterr().out
 
@@ -99,7 +106,7 @@ def saved(path, dataset, **config):
     checkpoints.save(model, path, {"settings": settings} if dataset else {})
 
 
-def test_explore_takes_all_models_of_a_folder(tmp_path, asked):
+def test_explore_takes_all_models_of_a_folder_or_one_file(tmp_path, asked):
     """Whatever their names; their pictures are those of the set that they were trained on."""
     for name, dataset in {"a": "msds1", "msds1_laplace": "msds2"}.items():
         saved(tmp_path / f"{name}.safetensors", dataset)
@@ -109,11 +116,10 @@ def test_explore_takes_all_models_of_a_folder(tmp_path, asked):
     assert explorer.fine.max == 4
     assert asked == [("msds1", "test", "data", 32), ("msds2", "test", "data", 32)]
 
-
-def test_explore_takes_the_file_of_a_model_of_ones_own_pictures(tmp_path, asked):
-    saved(tmp_path / "model.safetensors", "folder")
-    for weights, root in (("model.safetensors", None), (".", "elsewhere")):
-        assert explore.explore(tmp_path / weights, root).model.options == ("model",)
+    own = tmp_path / "own" / "model.safetensors"
+    saved(own, "folder")
+    for weights, root in ((own, None), (own.parent, "elsewhere")):
+        assert explore.explore(weights, root).model.options == ("model",)
         assert asked.pop() == ("folder", "test", root or "own", 32)
 
 
@@ -126,15 +132,3 @@ def test_explore_refuses_what_does_not_fit(tmp_path, asked):
     saved(tmp_path / "b.safetensors", "folder", image_size=16)
     with pytest.raises(UserError, match="models of 2 shapes; give the file of one"):
         explore.explore(tmp_path)
-
-
-@pytest.mark.parametrize("size", [4, 16, 32])
-def test_one_channel_is_shown_in_grey(size):
-    model = PictureModel(randomise(RGFlow(RGFlowConfig(size, 1, **TINY))), Prior())
-    sources = {"mnist_laplace": torch.randint(256, (3, 1, size, size)).byte()}
-    explorer = explore.Explorer({"mnist_laplace": model}, sources)
-    for draw, _ in explorer.panels.values():
-        assert draw().shape[2] == 3
-    samples = explorer.samples()
-    assert (samples == samples[..., :1]).all()
-    assert Image.open(io.BytesIO(explorer.still().data)).mode == "RGB"
