@@ -45,8 +45,8 @@ def _jacobians(layer: BlockBijection, grid: Tensor, kernel: int) -> Tensor:
 
 
 @torch.no_grad()
-def derivatives(flow: RGFlow, z: Tensor, positions: Tensor) -> Tensor:
-    """dG(z)/dz_l, G the generator of pictures in [0, 1] (not clipped).
+def tangents(flow: RGFlow, z: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """The field y(z), and dy/dz_l.
 
     Exact: generation undoes the layers one by one, and a tangent is solved for with the Jacobians
     of a layer's blocks, which serve all latents.
@@ -57,14 +57,14 @@ def derivatives(flow: RGFlow, z: Tensor, positions: Tensor) -> Tensor:
         positions: channel, row and column of K latents, (K, 3).
 
     Returns:
-        (K, B, C, L, L).
+        (B, C, L, L) and (K, B, C, L, L).
     """
     kernel = flow.config.kernel
-    lattice, tangents = z.clone(), torch.zeros(len(positions), *z.shape, dtype=z.dtype)
+    lattice, change = z.clone(), torch.zeros(len(positions), *z.shape, dtype=z.dtype)
     for k, (c, i, j) in enumerate(positions.tolist()):
-        tangents[k, :, c, i, j] = 1
+        change[k, :, c, i, j] = 1
     for h in reversed(range(flow.config.levels)):
-        grid, part = (x[..., :: 2**h, :: 2**h] for x in (lattice, tangents))
+        grid, part = (x[..., :: 2**h, :: 2**h] for x in (lattice, change))
         layers = [flow.levels[h].decimator, flow.levels[h].disentangler]
         for layer in layers if flow.config.order == "paper" else reversed(layers):
             grid.copy_(layer(grid, inverse=True)[0])
@@ -73,7 +73,13 @@ def derivatives(flow: RGFlow, z: Tensor, positions: Tensor) -> Tensor:
             blocks = torch.linalg.solve(_jacobians(layer, grid, kernel), blocks)
             blocks = blocks.permute(3, 0, 2, 1).flatten(0, 1)
             part.copy_(_to_grid(blocks, kernel, layer.offset).view_as(part))
-    return tangents * torch.exp(-logit_log_derivative(lattice))
+    return lattice, change
+
+
+def derivatives(flow: RGFlow, z: Tensor, positions: Tensor) -> Tensor:
+    """dG(z)/dz_l (K, B, C, L, L), G the generator of pictures in [0, 1], not clipped."""
+    lattice, change = tangents(flow, z, positions)
+    return change * torch.exp(-logit_log_derivative(lattice))
 
 
 def choose(config: RGFlowConfig, latents: int, seed: int = 0) -> Tensor:
