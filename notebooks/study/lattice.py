@@ -100,7 +100,9 @@ def network(edge: int, model: str, layers: int, hidden: int) -> RGFlow:
 
 def log_density(flow: RGFlow, phi: Tensor, weights: dict | None = None) -> Tensor:
     """log of the symmetrised density (q(phi) + q(-phi)) / 2, (B,)."""
-    z, log_det = functional_call(flow, weights or {}, (torch.cat((phi, -phi)),))
+    both = (torch.cat((phi, -phi)),)
+    # Tied levels are one module: torch would put its weights back twice, the second time wrongly.
+    z, log_det = functional_call(flow, weights or {}, both, tie_weights=False)
     log_q = log_det - (z.square().sum((1, 2, 3)) + flow.config.dim * math.log(2 * math.pi)) / 2
     return torch.logaddexp(*log_q.chunk(2)) - math.log(2)
 
