@@ -55,7 +55,7 @@ GONE := $(foreach n,01_data $(ANALYSES),$(call gone,$(R)/$(n).ipynb,$(call table
 $(GONE): again
 
 RUN = @$(PYTHON) -m study.run $(basename $(notdir $<)) --profile $(PROFILE)
-SHOWING := $(addprefix notebooks/study/,figures.py report.py page.py run.py)
+SHOWING := $(addprefix notebooks/study/,figures.py report.py page.py run.py lattice.py)
 CODE := $(filter-out $(SHOWING),$(wildcard rgflow_core/*.py notebooks/study/*.py))
 $(R)/01_data.ipynb: notebooks/01_data.ipynb $(filter %/msds.py %/ellipses.py %/datasets.py %/entropy.py,$(CODE)) | $(SETUP)
 	$(RUN)
@@ -82,7 +82,7 @@ reproduce: $(or $(ENDS_$(PROFILE)),$(R)/report.html)  ## Regenerate every number
 ifeq ($(PROFILE),default)
 	@$(PYTHON) -m study.results check figures
 else ifeq ($(PROFILE),study)
-	set -o pipefail; $(PYTHON) -m study.records | xargs -n 1 -P $(JOBS) $(PYTHON) -m study.records
+	set -eo pipefail; for m in records lattice; do $(PYTHON) -m study.$$m | xargs -n 1 -P $(JOBS) $(PYTHON) -m study.$$m; done
 	$(MAKE) reproduce PROFILE=default
 endif
 	@echo "Done: PROFILE=$(PROFILE); report.html and figures are in $(if $(ENDS_$(PROFILE)),figures,$(R))/"

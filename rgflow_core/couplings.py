@@ -48,7 +48,8 @@ def nlsq_inverse(
     With v = exp(d) exp(-s) (y - t) + g it solves u + a / (1 + u^2) = v.
     """
     v = torch.exp(d - s) * (y - t) + g
-    u = _root(v.double(), _STEEPEST * q.double()).to(v.dtype)
+    # Gradients come through the Newton steps: those of the root itself would be the same again.
+    u = _root(v.detach().double(), _STEEPEST * q.detach().double()).to(v.dtype)
     for _ in range(2):
         added, slope = _bump(u, q)
         u = u - (u + added - v) / (1 + slope)

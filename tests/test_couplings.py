@@ -39,3 +39,12 @@ def test_nlsq():
     for nlsq, affine in list(zip(COUPLINGS["nlsq"], COUPLINGS["affine"], strict=True))[:2]:
         for ours, theirs in zip(nlsq(x, s, t, 0 * x, d, g), affine(x, s, t), strict=True):
             close(ours, theirs, 1e-9)
+
+
+def test_gradients_of_the_inverse():
+    values = [torch.randn(3, 4, dtype=torch.float64) for _ in range(6)]
+    values[3] = 0.95 * torch.tanh(values[3])
+    values = [value.requires_grad_() for value in values]
+    inverse = COUPLINGS["nlsq"][1]
+    assert torch.autograd.gradcheck(inverse, values)
+    assert torch.autograd.gradgradcheck(inverse, values)

@@ -1,6 +1,7 @@
 """Receptive fields: where in the picture a latent acts, how far, and how that grows by level."""
 
 import math
+from collections.abc import Callable, Iterator
 
 import torch
 from scipy import stats
@@ -24,6 +25,24 @@ def choose(config: RGFlowConfig, latents: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
+def differences(
+    function: Callable[[Tensor], Tensor], z: Tensor, positions: Tensor
+) -> Iterator[Tensor]:
+    """Of each latent l: d function(z) / dz_l, like function(z), by forward differences.
+
+    Args:
+        function: of latents in double precision.
+        z: latents (B, C, L, L), float64.
+        positions: channel, row and column of the latents, (K, 3).
+    """
+    before = function(z)
+    for channel, i, j in positions.tolist():
+        moved = z.clone()
+        moved[:, channel, i, j] += _STEP
+        yield (function(moved) - before) / _STEP
+
+
+@torch.no_grad()
 def receptive_fields(model: PictureModel, positions: Tensor, samples: int, seed: int = 0) -> Tensor:
     """RF_l = E_z |dG(z)/dz_l|, colour summed (Hu et al.), G the generator, not clipped.
 
@@ -41,12 +60,14 @@ def receptive_fields(model: PictureModel, positions: Tensor, samples: int, seed:
     """
     flow = model.flow.fold().double()
     z = model.latents(samples, seed=seed).double()
-    before, maps = from_logit(flow.inverse(z)[0], clip=False), []
-    for channel, i, j in positions.flatten(0, -2).tolist():
-        moved = z.clone()
-        moved[:, channel, i, j] += _STEP
-        change = (from_logit(flow.inverse(moved)[0], clip=False) - before).abs().sum(1) / _STEP
-        maps.append(change.unflatten(0, (2, -1)).mean(1))
+
+    def picture(z: Tensor) -> Tensor:
+        return from_logit(flow.inverse(z)[0], clip=False)
+
+    maps = [
+        change.abs().sum(1).unflatten(0, (2, -1)).mean(1)
+        for change in differences(picture, z, positions.flatten(0, -2))
+    ]
     return torch.stack(maps, 1).unflatten(1, positions.shape[:-1])
 
 

@@ -32,17 +32,17 @@ LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 CHANGES = "ablations"
 
 
-def plan(root: Path, group: str | None = None) -> dict[str, dict]:
+def plan(root: Path, group: str | None = None, path: str = PLAN) -> dict[str, dict]:
     """Name -> settings that differ from the lean recipe, of a group's runs or of all.
 
     A group may start from another of :data:`rgflow_core.train.RECIPES`.
     """
-    groups = read_json(root / PLAN)
+    groups = read_json(root / path)
     if group is not None and group not in groups:
-        raise UserError(f"planned must be a group of {PLAN}, {', '.join(groups)}, not {group!r}")
+        raise UserError(f"planned must be a group of {path}, {', '.join(groups)}, not {group!r}")
     chosen = groups.values() if group is None else [groups[group]]
     return {
-        name: train.RECIPES[g.get("recipe", "lean")] | g["common"] | own
+        name: train.RECIPES.get(g.get("recipe"), {}) | g["common"] | own
         for g in chosen
         for name, own in g["runs"].items()
     }
