@@ -143,12 +143,16 @@ def built(tmp_path):
     return tmp_path
 
 
-def remade(folder):
-    """What `make reproduce` would run."""
-    done = subprocess.run(
-        ["make", "-n", "reproduce", "PROFILE=smoke"], cwd=folder, capture_output=True, text=True,
+def make(folder, *arguments):
+    return subprocess.run(
+        ["make", *arguments], cwd=folder, capture_output=True, encoding="utf-8",
         env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "CONDA"))},
     )  # fmt: skip
+
+
+def remade(folder):
+    """What `make reproduce` would run."""
+    done = make(folder, "-n", "reproduce", "PROFILE=smoke")
     assert done.returncode == 0, done.stderr
     runs = re.findall(r"study\.run (\w+) --profile smoke(?: --model (\w+))?", done.stdout)
     return {"_".join(filter(None, names)) for names in runs} | set(

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from rgflow_core import msds
+from rgflow_core.errors import check_counts
 from study import statistics
 
 _STEP = 2.0**-10  # degrees, less than nearly all cells
@@ -54,6 +55,7 @@ def bits(name: str, pictures: int, seed: int = 0) -> dict[str, dict[str, float]]
         Bits of all ``colour``s, ``angle``s and ``position``s, of the ``picture``, and ``bpd``, each
         as of :func:`statistics.mean` over pictures.
     """
+    check_counts(pictures=pictures)
     labels = msds.labels(name, "test", 0, pictures, seed)
     angle, colour = labels[..., 2].reshape(pictures, -1), labels[..., 3:].reshape(pictures, -1, 3)
     if name == "msds1":

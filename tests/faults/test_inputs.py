@@ -171,7 +171,7 @@ FUNCTIONS = {
     "seed -1": lambda: msds.labels("msds1", "test", 0, 1, -1),
     f"seed {2**64}": lambda: msds.labels("msds1", "test", 0, 1, 2**64),
     "(N, 4, 4, 6) (4, 4, 6)": lambda: msds.render(LABELS),
-    "angles multiple 16 15": lambda: entropy.bits("msds1", angles=15),
+    "pictures >= 1 0": lambda: entropy.bits("msds1", 0),
     "msds1 'x'": lambda: datasets.load_split("x", "test"),
     "train 'x'": lambda: datasets.load_split("msds1", "x"),
     "limit >= 1 0": lambda: datasets.load_split("msds1", "test", limit=0),
