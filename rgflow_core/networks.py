@@ -4,6 +4,7 @@ Given one checkerboard half of every block, they give the log-scale s and the sh
 half, for the coupling "nlsq" also q, d and g (see :mod:`rgflow_core.couplings`). A coupling layer
 asks twice, once per half. :class:`PublishedSubnet` is the network of Hu et al. (arXiv:2010.00029),
 exactly; :class:`LeanSubnet` is ours, about fifty times smaller, for training on a CPU.
+:class:`AutoregressiveSubnet` serves layers without halves: each position sees those before it.
 """
 
 import math
@@ -13,6 +14,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 Parameters = Callable[[Tensor, int], tuple[Tensor, ...]]
 
@@ -178,11 +180,35 @@ class LeanNetwork(nn.Module):
         return self.leave(F.silu(x))
 
 
+def _bounded(raw: Tensor, outputs: int) -> tuple[Tensor, ...]:
+    """A network's numbers (N, outputs d) as parameters of a map, bounded smoothly.
+
+    s = 2 tanh(s' / 2) and d likewise, q = 0.95 tanh(q').
+    """
+    s, t, *bump = raw.chunk(outputs, -1)
+    s = 2 * torch.tanh(s / 2)
+    if not bump:
+        return s, t
+    q, d, g = bump
+    return s, t, 0.95 * torch.tanh(q), 2 * torch.tanh(d / 2), g
+
+
+def _standardise(network: LeanNetwork, values: Tensor, outputs: int) -> None:
+    """Let what a new network moves, values (N, d), get mean 0 and, as far as s reaches, deviation 1.
+
+    A start from data (Salimans and Kingma 2016): networks begin at zero and would take hundreds
+    of steps to learn it.
+    """
+    s = (-values.std(0).log()).clamp(-1.8, 1.8)
+    bias = network.leave.bias.view(outputs, -1)
+    bias[0], bias[1] = 2 * torch.atanh(s / 2), -s.exp() * values.mean(0)
+
+
 class LeanSubnet(nn.Module):
     """A :class:`LeanNetwork` per half-step, from C m^2 / 2 values to their coupling's parameters.
 
-    All are bounded smoothly: s = 2 tanh(s' / 2) and d likewise, q = 0.95 tanh(q'). Same arguments
-    as :class:`PublishedSubnet`; the halves have networks of their own, so their order is free.
+    Same arguments as :class:`PublishedSubnet`; the halves have networks of their own, so their
+    order is free.
     """
 
     def __init__(
@@ -195,30 +221,74 @@ class LeanSubnet(nn.Module):
 
     @torch.no_grad()
     def standardise(self, first: Tensor, second: Tensor) -> None:
-        """Let a new layer give its halves (N, d) mean 0 and, as far as s reaches, deviation 1.
-
-        A start from data (Salimans and Kingma 2016): networks begin at zero and would take hundreds
-        of steps to learn it.
-        """
+        """Start from the halves (N, d) of data."""
         for network, half in zip(self.halves, (second, first), strict=True):
-            s = (-half.std(0).log()).clamp(-1.8, 1.8)
-            bias = network.leave.bias.view(self.outputs, -1)
-            bias[0], bias[1] = 2 * torch.atanh(s / 2), -s.exp() * half.mean(0)
+            _standardise(network, half, self.outputs)
 
     def prepare(self) -> Parameters:
         """The map from (half, half-step) to the coupling's parameters."""
+        # What follows a network is never in its reduced precision.
+        return lambda half, step: _bounded(self.halves[step](half).to(half.dtype), self.outputs)
 
-        def parameters(half: Tensor, step: int) -> tuple[Tensor, ...]:
-            # What follows is never in a network's reduced precision.
-            s, t, *bump = self.halves[step](half).to(half.dtype).chunk(self.outputs, -1)
-            s = 2 * torch.tanh(s / 2)
-            if not bump:
-                return s, t
-            q, d, g = bump
-            return s, t, 0.95 * torch.tanh(q), 2 * torch.tanh(d / 2), g
+
+class AutoregressiveSubnet(nn.Module):
+    """A masked :class:`LeanNetwork` (Germain et al. 2015, arXiv:1502.03509) over a whole block.
+
+    The parameters of a position, for all its colours, depend on the positions before it alone:
+    those of the first half, one 2 x 2 cell after another row by row, then those of the second, or
+    all in reverse. A hidden unit sees the positions up to a last one, the same in each layer, so
+    that residual sums keep it: every second unit sees the half that is first, the others more or
+    less, evenly. Masks apply where weights are used; what Muon makes of masked entries is ignored.
+
+    Args:
+        block, sizes, outputs: as of :class:`PublishedSubnet`.
+        reverse: which order.
+    """
+
+    def __init__(
+        self, block: tuple[int, int], sizes: tuple[int, int, int], reverse: bool, outputs: int
+    ) -> None:
+        super().__init__()
+        channels, hidden, positions = block[0], sizes[1], block[1] ** 2
+        self.network = LeanNetwork(channels * positions, outputs * channels * positions, *sizes)
+        self.outputs = outputs
+        rank = torch.arange(positions)
+        rank = rank.flip(0) if reverse else rank
+        rank = rank.view(2, 1, -1).expand(2, channels, -1).flatten()  # of each value of (a, b)
+        last = torch.arange(hidden) * (positions - 1) // hidden  # that a hidden unit sees
+        last[1::2] = positions // 2 - 1
+        masks = {
+            "enter": last[:, None] >= rank,
+            "blocks": last[:, None] >= last,
+            "leave": rank.repeat(outputs)[:, None] > last,
+        }
+        for name, mask in masks.items():
+            self.register_buffer(name, mask.to(self.network.leave.weight.dtype), persistent=False)
+        order = rank.argsort().view(positions, channels)
+        self.register_buffer("order", order, persistent=False)
+
+    @torch.no_grad()
+    def standardise(self, first: Tensor, second: Tensor) -> None:
+        """Start from the halves (N, d / 2) of data."""
+        _standardise(self.network, torch.cat((first, second), -1), self.outputs)
+
+    def prepare(self) -> Callable[..., tuple[Tensor, ...]]:
+        """Mask the weights once; the result maps (blocks (N, d), which values) to their parameters."""
+        weights = dict(self.network.named_parameters())
+        for name in weights:
+            if name.endswith("weight"):
+                weights[name] = weights[name] * self.get_buffer(name.partition(".")[0])
+
+        def parameters(x: Tensor, which: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
+            leave = {
+                name: weights[name].unflatten(0, (self.outputs, -1))[:, which].flatten(0, 1)
+                for name in ("leave.weight", "leave.bias")
+            }
+            raw = functional_call(self.network, weights | leave, x)
+            return _bounded(raw.to(x.dtype), self.outputs)
 
         return parameters
 
 
-SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet}
+SUBNETS = {"published": PublishedSubnet, "lean": LeanSubnet, "autoregressive": AutoregressiveSubnet}
 """By the name in a config; a study may add its own."""

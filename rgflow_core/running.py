@@ -103,7 +103,9 @@ def compile_couplings(flow: RGFlow) -> bool:
     Where that fails, here at a step's try with two pictures or later, a log line says so and
     nothing changes.
     """
-    compiled, working = torch.compile(CouplingLayer.forward, dynamic=True), True
+    layers = [module for module in flow.modules() if isinstance(module, CouplingLayer)]
+    plain = type(layers[0]).forward  # all are of one kind
+    compiled, working = torch.compile(plain, dynamic=True), True
 
     def give_up(error: Exception) -> None:
         nonlocal working
@@ -116,11 +118,10 @@ def compile_couplings(flow: RGFlow) -> bool:
                 return compiled(layer, *arguments)
             except Exception as error:  # compilers fail with anything
                 give_up(error)
-        return CouplingLayer.forward(layer, *arguments)
+        return plain(layer, *arguments)
 
-    for layer in flow.modules():
-        if isinstance(layer, CouplingLayer):
-            layer.forward = partial(forward, layer)
+    for layer in layers:
+        layer.forward = partial(forward, layer)
     try:
         like = next(flow.parameters())
         z, log_det = flow(like.new_zeros(2, *flow.config.shape))

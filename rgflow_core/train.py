@@ -40,7 +40,7 @@ from rgflow_core.files import (
     replacing,
     write_json,
 )
-from rgflow_core.flow import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN8, LEAN8_AUTOREGRESSIVE, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.noise import permutation, stream, uniform
@@ -57,7 +57,13 @@ from rgflow_core.running import (
     stopped_by,
 )
 
-MODELS = {"published": {}, "lean": LEAN, "lean8": LEAN8, "lean_affine": LEAN_AFFINE}
+MODELS = {
+    "published": {},
+    "lean": LEAN,
+    "lean8": LEAN8,
+    "lean_affine": LEAN_AFFINE,
+    "lean8_autoregressive": LEAN8_AUTOREGRESSIVE,
+}
 """Name -> config fields; a study may add its own."""
 ORDER_STREAM, FLIP_STREAM = 3, 4
 
@@ -78,7 +84,7 @@ class Settings:
     dataset: one_of(datasets.SOURCES) = knob("msds1", "data set")
     data_root: Name = knob("data", "data folder; of data set folder: the pictures' own")
     image_size: Count = knob(datasets.SIZE, "edge, 4 * 2^k (lean8: 8 * 2^k); not 32: folder alone")
-    model: one_of(MODELS) = knob("published", "80.5, 1.83, 2.41, or 1.64 M parameters")
+    model: one_of(MODELS) = knob("published", "80.5, 1.83, 2.41, 1.64, or 2.34 M parameters")
     prior: one_of(NAMES) = knob("laplace", "of the latents")
     convention: one_of(CONVENTIONS) = knob(
         "unit_variance", "prior's scale: the authors', or IGF23's"
@@ -498,7 +504,9 @@ def start_from_data(run: Run, images: Tensor) -> None:
 def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bool) -> None:
     """Train to the last step: what is done once in a while, then one step between two rules."""
     settings, ranks = run.settings, run.ranks
-    parallel = DistributedDataParallel(run.model) if ranks.world > 1 else run.model
+    parallel = run.model
+    if ranks.world > 1:  # all buffers are constants
+        parallel = DistributedDataParallel(parallel, broadcast_buffers=False)
     parameters = [p for p in run.model.parameters() if p.requires_grad]
     outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
     stop, loss, norm = False, math.nan, torch.tensor(math.nan)

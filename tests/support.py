@@ -21,6 +21,8 @@ RUN = train.Settings(
 NETWORKS = {
     "lean affine": {"subnet": "lean"},
     "lean nlsq": {"subnet": "lean", "coupling": "nlsq"},
+    "autoregressive affine": {"subnet": "autoregressive"},
+    "autoregressive nlsq": {"subnet": "autoregressive", "coupling": "nlsq"},
     **{name: {"subnet": name} for name in ("published", *ABLATIONS)},
 }
 GOLDEN = Path(__file__).parent / "golden"

@@ -62,6 +62,7 @@ def test_what_is_saved_is_loaded(kind, network, tmp_path):
     facts = FACTS.get(kind, {"source": str(path), "layout": kind})
     assert (back.flow.config, back.prior, back.metadata) == (flow.config, PRIOR[kind], facts)
     assert same(back.flow.state_dict(), flow.state_dict())
+    assert same(dict(flow.named_parameters()), flow.state_dict())  # constants are not in files
 
 
 FIELDS = {"res_blocks": 2, "hidden": 24, "mlp_depth": 2}

@@ -7,9 +7,9 @@ import pytest
 import torch
 from support import GOLDEN, NETWORKS, PRIORS, close, golden, lattice_normal, randomise, small_flow
 
-from rgflow_core import LEAN, LEAN_AFFINE, PictureModel, RGFlow, RGFlowConfig, load_published
+from rgflow_core import LEAN, LEAN8, LEAN_AFFINE, PictureModel, RGFlow, RGFlowConfig, load_published
 from rgflow_core.errors import UserError
-from rgflow_core.flow import lattice_levels
+from rgflow_core.flow import LEAN8_AUTOREGRESSIVE, lattice_levels
 from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import cones
 
@@ -79,10 +79,10 @@ def test_density_and_inverse(network, shape):
 
 @each_order
 @pytest.mark.parametrize("parity", ["even", "odd"])
-@pytest.mark.parametrize("coupling", ["affine", "nlsq"])
-def test_a_flow_that_starts_from_data_gives_them_mean_0_and_deviation_1(order, parity, coupling):
+@pytest.mark.parametrize("network", ["lean affine", "lean nlsq", "autoregressive nlsq"])
+def test_a_flow_that_starts_from_data_gives_them_mean_0_and_deviation_1(order, parity, network):
     fields = {"image_size": 8, "coupling_layers": 1, "hidden": 4, "order": order}
-    fields |= {"subnet": "lean", "coupling": coupling, "first_parity": parity}
+    fields |= {"first_parity": parity, **NETWORKS[network]}
     flow = RGFlow(RGFlowConfig(**fields)).double()
     y = 3 + 0.5 * lattice_normal(flow, 200)
     flow.standardise(y)
@@ -107,6 +107,31 @@ def test_log_derivatives_lie_at_their_sites(network, parity):
     row = torch.arange(4)
     moved_first = (row[:, None] + row) % 2 == (parity == "even")
     close(at_sites[0, 0].exp()[moved_first], own[moved_first], 1e-9)
+
+
+@pytest.mark.parametrize("coupling", ["affine", "nlsq"])
+@pytest.mark.parametrize("parity", ["even", "odd"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_autoregressive_layer_is_triangular_in_the_order_of_positions(coupling, parity, number):
+    """Its Jacobian: zero beyond a position, exp(log-derivative) at it, not zero before it."""
+    fields = {"image_size": 4, "channels": 2, "hidden": 40, "first_parity": parity}
+    flow = small_flow(**fields, subnet="autoregressive", coupling=coupling)
+    block = flow.levels[0].decimator
+    block.couplings = block.couplings[number : number + 1]
+
+    def rank(position):
+        row, column = divmod(position, 4)
+        return (row + column) % 2 == (parity == "even"), row // 2, column // 2, row
+
+    order = sorted(range(16), key=rank, reverse=number == 1)
+    y = lattice_normal(flow, 1)
+    own = block(y, sites=True)[1].exp().reshape(2, 16)[:, order]
+    jacobian = jacobians(block, y).reshape(2, 16, 2, 16)[:, order][:, :, :, order]
+    for out, into in product(range(2), repeat=2):
+        beyond = torch.ones(16, 16, dtype=torch.bool).triu(int(out == into))
+        assert torch.equal(jacobian[out, :, into] == 0, beyond)
+        if out == into:
+            close(jacobian[out, :, out].diag(), own[out], 1e-12)
 
 
 @each_network
@@ -155,7 +180,12 @@ def test_gpu_gives_what_the_cpu_gives(network):
 
 @pytest.mark.parametrize(
     ("size", "kernel", "channels", "network"),
-    [(16, 4, 1, "published"), (16, 2, 1, "lean affine"), (12, 6, 3, "lean nlsq")],
+    [
+        (16, 4, 1, "published"),
+        (16, 2, 1, "lean affine"),
+        (16, 2, 1, "autoregressive nlsq"),
+        (12, 6, 3, "lean nlsq"),
+    ],
 )
 @each_order
 def test_influence_is_exactly_what_the_cones_say(size, kernel, channels, network, order):
@@ -231,6 +261,8 @@ def test_parameter_counts():
     assert count(coupling_layers=(8, 6, 4, 2)) == 100_647_680
     assert count(**LEAN_AFFINE) == 1_643_520
     assert count(**LEAN) == 1_826_816
+    assert count(**LEAN8) == 2_409_120
+    assert count(**LEAN8_AUTOREGRESSIVE) == 2_344_896
 
 
 def test_initial_weights():
