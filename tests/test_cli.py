@@ -1,5 +1,6 @@
 """The command lines: flags, defaults, and what works; bad input is in faults/test_inputs."""
 
+import ast
 import fcntl
 import json
 import os
@@ -65,8 +66,9 @@ MODULES = [f"{p.parent.name}.{p.stem}" for p in FILES if "\nif __name__" in p.re
 
 
 def first_imports(notebook):
-    sources = (c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code")
-    return "\n".join(re.findall(r"^(?:import|from) .*", "\n".join(sources), re.MULTILINE))
+    sources = [c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code"]
+    lines = ast.parse("\n".join(sources)).body
+    return "\n".join(ast.unparse(x) for x in lines if isinstance(x, ast.Import | ast.ImportFrom))
 
 
 WAITING = [
