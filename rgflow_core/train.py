@@ -365,7 +365,7 @@ class Run:
         values = evaluate.evaluate(self.model, val[which], progress=False, index=which)
         valid = evaluate.mean_and_error(self.ranks.gathered(values, len(val)))
         if not math.isfinite(valid["bpd"]):
-            raise diverged(self.model, self.step, valid["bpd"])
+            raise diverged(self, valid["bpd"])
         epoch, now = self.step // self.epoch_steps, time.perf_counter()
         took, self.validated = now - self.validated, now
         log.info(f"Epoch {epoch} took {took:.1f} s, {self.folder}")
@@ -403,14 +403,18 @@ class Diverged(UserError):
     """A training that cannot go on."""
 
 
-def diverged(model: PictureModel, step: int, loss: float) -> Diverged:
-    """The error for a loss or gradient that is not finite."""
-    bad = [
-        n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-    ]
+def diverged(run: Run, loss: float, all_outliers: bool = False, bpd: float = 0.0) -> Diverged:
+    """The error for a loss or gradient that is not finite, or pictures that are all outliers."""
+    if all_outliers:
+        return Diverged(
+            f"step {run.step}: all pictures are worse than --outlier-bpd {run.settings.outlier_bpd} "
+            f"(mean {bpd:.4g} bits), diverged; start a new run with a larger one, or a lower --lr"
+        )
+    gradients = {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
     where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
     return Diverged(
-        f"loss {loss} at step {step}, diverged: {where}; checkpoints written before are "
+        f"loss {loss} at step {run.step}, diverged: {where}; checkpoints written before are "
         "good; start a new run with a lower --lr, or with --warmup"
     )
 
@@ -542,13 +546,8 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
             values = (loss, bpd.mean(), outlier.double().mean(), asked)
             means = ranks.sum(torch.stack(values).detach()) / ranks.world
             loss, bpd, outliers, stop = means.tolist()
-            if outliers == 1:
-                raise Diverged(
-                    f"step {run.step}: all pictures are worse than --outlier-bpd {outlier_bpd} (mean "
-                    f"{bpd:.4g} bits), diverged; start a new run with a larger one, or a lower --lr"
-                )
-            if not (math.isfinite(loss) and math.isfinite(norm.item())):
-                raise diverged(run.model, run.step, loss)
+            if outliers == 1 or not (math.isfinite(loss) and math.isfinite(norm.item())):
+                raise diverged(run, loss, outliers == 1, bpd)
             if outliers:
                 log.info(
                     f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from"
