@@ -45,7 +45,9 @@ def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
 
 
 def make(name: str, root: Path) -> Path:
-    """Train a run, or go on with it, and evaluate it on the whole test split, once.
+    """Train a run, or go on with it, and evaluate it on the test split, once.
+
+    The split is taken whole, or as many of it as validate a run in the manner of ``--test-mode``.
 
     Raises:
         UserError: for a name that is not in the plan.
@@ -69,7 +71,8 @@ def make(name: str, root: Path) -> Path:
         return record
     peak = benchmarks.matrix_peak()
     model = load(weights)
-    test = datasets.load_split(settings.dataset, "test", settings.data_root)
+    limit = settings.val_images if settings.train_images else None
+    test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
     bits = evaluate.evaluate(model, test.images)
     shipped = name in plan(root, "shipped")
     if shipped:
