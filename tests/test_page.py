@@ -1,7 +1,6 @@
-"""The report as HTML and PDF."""
+"""The report as HTML."""
 
 import base64
-import os
 import re
 
 import nbformat
@@ -48,23 +47,3 @@ def test_code_is_left_out_and_style_is_in(tmp_path):
     assert "secret" not in html
     assert html.count("<math") == 1
     assert (page.TEMPLATES / "page" / "page.css").read_text().splitlines()[0] in html
-
-
-def test_without_a_browser_a_line_says_so_and_no_old_pdf_stays(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "r.html").write_text("new")
-    (tmp_path / "r.pdf").write_text("of an earlier page")
-    assert page.print_pdf(tmp_path / "r.html") == "r.pdf: not written, no Chromium is installed"
-    assert not (tmp_path / "r.pdf").exists()
-
-
-def test_a_failing_browser_is_named(tmp_path, monkeypatch):
-    browser = tmp_path / "chromium"
-    browser.write_text("#!/bin/sh\nexit 3\n")
-    browser.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    (tmp_path / "r.html").write_text("x")
-    line = page.print_pdf(tmp_path / "r.html")
-    assert line.startswith("r.pdf: not written, chromium failed: ")
-    assert "exit status 3" in line
-    assert not (tmp_path / "r.pdf").exists()

@@ -30,7 +30,7 @@ TOLERANCES |= dict.fromkeys(("hoyer", "excess_kurtosis", "rotation_cost"), (0.02
 TOLERANCES |= dict.fromkeys(("probe", "intervention", "separation", "mixing"), (0.02, 0.02))
 TOLERANCES |= {"validation": (0.1, 0.05), "correlation": (0.02, 0.02)}
 # Durations, and what rounding can lead elsewhere: which samples explode.
-_LEFT_OUT = ("seconds", "run_minutes", "exploded")
+_LEFT_OUT = ("seconds", "exploded")
 _TYPES = {"level": "Int64", "n": "Int64"} | dict.fromkeys(("value", "low", "high"), "float64")
 
 
