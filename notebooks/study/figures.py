@@ -494,7 +494,8 @@ def changes(table: pd.DataFrame) -> Drawing:
     _points(axis, at, means, flat=True, fmt="D", color="black")
     for k, name in enumerate(names):
         few = f"\n(n = {count.get(name, 0)}, {lost.get(name, 0):.0f} diverged)"
-        names[k] = name.replace("_", " ") + few * (count.get(name, 0) < count.max())
+        few = few if count.get(name, 0) < count.max() else ""
+        names[k] = name.replace("_", " ") + few
     axis.set_yticks(range(len(names)), names)
     axis.axvline(0, color="black", lw=0.6)
     axis.set_xscale("symlog", linthresh=0.1)
