@@ -8,7 +8,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
 
 from rgflow_core import msds
 from rgflow_core.checkpoints import load, load_published, save_published
-from rgflow_core.flow import LEAN, LEAN_AFFINE, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
 
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LEAN",
+    "LEAN8",
     "LEAN_AFFINE",
     "PictureModel",
     "Prior",

@@ -22,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.errors import UserError
 from rgflow_core.files import refusing_damage, replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig
@@ -95,15 +96,36 @@ def check_finite(state: dict[str, Tensor], path: Path) -> None:
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
 
 
-def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow:
-    """The flow of a config with the weights of a state dict, which must fit each other."""
+_LEARNED = "dequantiser."
+
+
+def tensors(model: PictureModel) -> dict[str, Tensor]:
+    """The weights of a model under their names in a file: its flow's, and its dequantiser's."""
+    return {name.removeprefix("flow."): value for name, value in model.state_dict().items()}
+
+
+def fill(model: PictureModel, state: dict[str, Tensor]) -> None:
+    """Undo :func:`tensors`; ``RuntimeError`` if names or shapes are another model's."""
+    names = {name: name if name.startswith(_LEARNED) else f"flow.{name}" for name in state}
+    model.load_state_dict({names[name]: value for name, value in state.items()})
+
+
+def _build(
+    config: RGFlowConfig, state: dict[str, Tensor], path: Path, prior: Prior, metadata: dict
+) -> PictureModel:
+    """The model of a config with the weights of a state dict, which must fit each other."""
+    learned = any(name.startswith(_LEARNED) for name in state)
+
+    def empty() -> PictureModel:
+        dequantiser = Dequantiser(config.channels) if learned else None
+        return PictureModel(RGFlow(config), prior, metadata, dequantiser)
+
     # First without memory: a config may lie about its size.
     levels = zip(config.couplings, config.res_blocks, config.mlp_depth, strict=True)
     if sum(sum(pair) * blocks * depth for pair, blocks, depth in levels) > len(state):
         raise UserError(f"{path}: its config is of more networks than it has tensors")
     with torch.device("meta"):
-        flow = RGFlow(config)
-    wanted = {name: value.shape for name, value in flow.state_dict().items()}
+        wanted = {name: value.shape for name, value in tensors(empty()).items()}
     given = {name: value.shape for name, value in state.items()}
     wrong = {name for name, _ in wanted.items() ^ given.items()}
     if wrong:
@@ -115,14 +137,15 @@ def _build(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> RGFlow
         print(f"{path}: its weights are {dtype}, computed with in float32", file=sys.stderr)
         state = {name: value.float() for name, value in state.items()}
     check_finite(state, path)
-    flow = RGFlow(config).to(next(iter(state.values())).dtype)
-    flow.load_state_dict(state)
-    return flow
+    model = empty().to(next(iter(state.values())).dtype)
+    fill(model, state)
+    return model.eval()
 
 
 def _existing(path: str | Path) -> Path:
     if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; give the path of a checkpoint")
+        what = "is a folder" if Path(path).is_dir() else "no such file"
+        raise UserError(f"{path}: {what}; give the path of a checkpoint")
     return Path(path)
 
 
@@ -226,11 +249,11 @@ def load_published(path: str | Path) -> RGFlow:
     Raises:
         UserError: if the file is missing, damaged, in neither layout, or inconsistent.
     """
-    return _from_published(read_pickle(path), Path(path))[0]
+    return _from_published(read_pickle(path), Path(path)).flow
 
 
-def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
-    """The flow of a published checkpoint and the name of its layout."""
+def _from_published(content: dict, path: Path, prior: str = "laplace") -> PictureModel:
+    """The flow of a published checkpoint, with a prior of that name."""
     state, name = _published_state(content, path)
     layout = _LAYOUTS[name]
     with refusing_damage(path):
@@ -244,12 +267,14 @@ def _from_published(content: dict, path: Path) -> tuple[RGFlow, str]:
             for ours, theirs in _published_names(config, layout).items()
         }
         _type(chain(*pairs.values()), path)
-        flow = _build(config, {ours: torch.stack(pair) for ours, pair in pairs.items()}, path)
+        weights = {ours: torch.stack(pair) for ours, pair in pairs.items()}
+        metadata = {"source": str(path), "layout": name}
+        model = _build(config, weights, path, Prior(prior, layout.convention), metadata)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
     unknown = [key for key in state if not known.match(key)]
     if unknown:
         raise UserError(f"{path}: {len(unknown)} entries fit no RG-Flow, first {unknown[0]!r}")
-    return flow, name
+    return model
 
 
 def _refuse_folded(flow: RGFlow) -> None:
@@ -336,23 +361,23 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header, state
 
 
-def save(flow: RGFlow, prior: Prior, path: str | Path, provenance: dict) -> None:
+def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
     """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
-    _refuse_folded(flow)
+    _refuse_folded(model.flow)
     header = {
         "format": "rgflow_core",
-        "config": json.dumps(flow.config.to_dict()),
-        "prior": json.dumps(vars(prior)),
+        "config": json.dumps(model.flow.config.to_dict()),
+        "prior": json.dumps(vars(model.prior)),
         "provenance": json.dumps(provenance),
     }
-    write_tensors(path, header, flow.state_dict())
+    write_tensors(path, header, tensors(model))
 
 
 def _from_ours(content: dict, path: Path, metadata: dict) -> PictureModel:
     prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
     state = _bare(content["model"], path)
     _check_tensors(state, path)
-    return PictureModel(_build(config, state, path), prior, metadata)
+    return _build(config, state, path, prior, metadata)
 
 
 def load(path: str | Path, prior: str | None = None) -> PictureModel:
@@ -375,17 +400,16 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
     elif "config" in (content := read_pickle(path)):
         with refusing_damage(path):
             metadata = {name: content[name] for name in ("epoch", "step", "settings")}
+            metadata["train_fingerprint"] = content.get("train_fingerprint")
             model = _from_ours(content, path, metadata)
     else:
-        flow, layout = _from_published(content, path)
+        model = _from_published(content, path, prior or "laplace")
         if prior is None:
             raise UserError(
                 f"{path}: does not say its prior; add --prior (prior=) with one of {NAMES}"
             )
-        metadata = {"source": str(path), "layout": layout}
-        model = PictureModel(flow, Prior(prior, _LAYOUTS[layout].convention), metadata)
     if prior not in (None, model.prior.name):
         raise UserError(
             f"{path}: has the {model.prior.name} prior, not {prior}; leave out --prior (prior=)"
         )
-    return model.eval()
+    return model

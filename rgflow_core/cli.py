@@ -44,8 +44,16 @@ Count = Annotated[int, Field(ge=1, lt=2**31), _PLAIN]
 Whole = Annotated[int, Field(ge=0, lt=2**31), _PLAIN]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), _PLAIN]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), _PLAIN]
-# An empty name would be the folder where the command runs.
-Name = Annotated[str, Field(min_length=1)]
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str) or not value:  # "" would be the folder where the command runs
+        raise ValueError("must be a text of at least one character")
+    return value
+
+
+# pydantic's own text cannot hold a file's name that is not UTF-8.
+Name = Annotated[Any, AfterValidator(_name)]
 
 
 def one_of(names: Collection[str]) -> type[str]:

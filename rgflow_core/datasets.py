@@ -1,7 +1,7 @@
 """Data sets as arrays of bytes: drawn or decoded once, cached, verified whenever loaded.
 
 To add a set of your own, write a :class:`Source` (what it needs on disk, and a function that
-gives one split as uint8 (N, 32, 32, C)) and put it into ``SOURCES``: the command line, caching and
+gives one split as uint8 (N, L, L, C)) and put it into ``SOURCES``: the command line, caching and
 verification follow.
 """
 
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,10 @@ from rgflow_core.errors import UserError, check_counts, explain
 
 SPLITS = ("train", "val", "test")
 SIZE = msds.SIZE
+MEMORY = 8 * 2**30
+"""Bytes that the decoded pictures of one split may take."""
+
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class DataSet:
     """One split in memory.
 
     Attributes:
-        images: uint8 (N, C, 32, 32).
+        images: uint8 (N, C, L, L).
         labels: float64 (N, 4, 4, 6) for MSDS, else ``None``.
         fingerprint: SHA-256 of the images' bytes.
     """
@@ -47,29 +53,31 @@ class Source:
     """How a data set is made.
 
     Attributes:
-        make: (split, root, workers, progress) -> {"images": uint8 (N, 32, 32, C), ...}.
+        make: (split, root, size L, workers, progress) -> {"images": uint8 (N, L, L, C), ...}.
         parameters: (root) -> what the bytes depend on; a cache with others is made again.
         cache: folder of the cache below root; "": among the user's caches, as root is the user's.
         channels: colours of a pixel.
         flip: whether a mirrored picture is as likely as the picture itself.
+        any_size: whether L can be other than 32.
     """
 
-    make: Callable[[str, Path, int, bool], dict[str, np.ndarray]]
+    make: Callable[[str, Path, int, int, bool], Arrays]
     parameters: Callable[[Path], dict]
     cache: str
     channels: int = 3
     flip: bool = True
+    any_size: bool = False
 
 
 def _on_threads(make: Callable, items: list, workers: int, what: str, progress: bool) -> list:
     """What ``make`` gives for each item, in order, with a progress bar that says ``what``."""
-    with ThreadPoolExecutor(workers) as pool:
-        done = pool.map(make, items)
-        return list(tqdm(done, what, len(items), leave=False, disable=not progress))
+    with ExitStack() as stack:
+        each = stack.enter_context(ThreadPoolExecutor(workers)).map if workers else map
+        return list(tqdm(each(make, items), what, len(items), leave=False, disable=not progress))
 
 
 def _msds(name: str) -> Source:
-    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
         labels = msds.labels(name, split, 0, msds.SPLITS[split])
         parts = [labels[start : start + 1000] for start in range(0, len(labels), 1000)]
         images = _on_threads(msds.render, parts, workers, f"drawing {name} {split}", progress)
@@ -84,36 +92,48 @@ def _msds(name: str) -> Source:
 
 def _decode(
     paths: list[Path],
+    size: int,
     crop: int | None,
     resample: str,
     workers: int,
     progress: bool,
     background: tuple[int, int, int] = pictures.WHITE,
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """Decode pictures, see :func:`rgflow_core.pictures.read`.
 
     Raises:
-        UserError: names the pictures that cannot be used, when all have been looked at.
+        UserError: if they would take too much memory; names the pictures that cannot be used,
+            when all have been looked at.
     """
-    bad = []
+    most = MEMORY // (3 * size**2)
+    if len(paths) > most:
+        edge = next(e for k in count(1) if len(paths) * 3 * (e := size >> k) ** 2 <= MEMORY)
+        raise UserError(
+            f"{len(paths)} pictures of {size} x {size} in one split take more than the "
+            f"{MEMORY / 2**30:.3g} GiB allowed; {most} would fit, or all with --image-size {edge}"
+        )
+    images, facts, bad = np.empty((len(paths), size, size, 3), np.uint8), [], []
 
-    def one(path: Path) -> tuple[np.ndarray, int | None] | None:
+    def one(number: int) -> None:
         try:
-            return pictures.read(path, crop, resample, background, SIZE)
+            images[number], *fact = pictures.read(paths[number], crop, resample, background, size)
+            facts.append(fact)
         except Exception as error:  # bytes that are anything raise anything
-            bad.append(f"{path}: cannot be read as a picture: {str(error) or type(error).__name__}")
-            return None
+            reason = str(error) or type(error).__name__
+            bad.append(f"{paths[number]}: cannot be read as a picture: {reason}")
 
-    read = _on_threads(one, paths, workers, "decoding", progress)
+    _on_threads(one, range(len(paths)), workers, "decoding", progress)
     if bad:
         named = sorted(bad)[:20] + ([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])
         raise UserError(
             f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
             + "; ".join(named)
         )
-    images, largest = zip(*read, strict=True)
-    pictures.check_range([value for value in largest if value is not None])
-    return {"images": np.stack(images)}
+    pictures.check_range([largest for _, largest in facts if largest is not None])
+    if small := sum(edge < size for edge, _ in facts):
+        line = f"smaller than {size} x {size}, enlarged: {small} of {len(paths)} pictures"
+        print(line, file=sys.stderr)
+    return {"images": images}
 
 
 CELEBA_CROPS = {"authors": "bilinear", "igf23": "bicubic"}
@@ -121,7 +141,7 @@ CELEBA_CROPS = {"authors": "bilinear", "igf23": "bicubic"}
 
 
 def _celeba(system: str) -> Source:
-    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
         folder = root / "celeba"
         partition, pictures = folder / "list_eval_partition.txt", folder / "img_align_celeba"
         if not partition.is_file() or not pictures.is_dir():
@@ -144,7 +164,7 @@ def _celeba(system: str) -> Source:
                 f"CelebA {split} is incomplete: {len(missing)} of {len(paths)} pictures are "
                 f"missing from {pictures}" + (f", first {missing[0].name}" if missing else "")
             )
-        return _decode(paths, 148, CELEBA_CROPS[system], workers, progress)
+        return _decode(paths, size, 148, CELEBA_CROPS[system], workers, progress)
 
     parameters = {"crop": 148, "resize": CELEBA_CROPS[system]}
     return Source(make, lambda root: parameters, "celeba32_" + system)
@@ -153,7 +173,7 @@ def _celeba(system: str) -> Source:
 def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool) -> Source:
     """CIFAR-10 or MNIST from torchvision's files; validation is the end of the training set."""
 
-    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
         from torchvision import datasets
 
         try:
@@ -180,7 +200,7 @@ def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
         background: red, green and blue behind what is transparent.
     """
 
-    def make(split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
         paths, left_out = pictures.splits(root)
         if not paths[split]:
             names = ", ".join(SPLITS)
@@ -190,11 +210,13 @@ def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
             )
         if left_out:
             print(left_out, file=sys.stderr)
-        return _decode(paths[split], None, "bicubic", workers, progress, background)
+        return _decode(paths[split], size, None, "bicubic", workers, progress, background)
 
     def parameters(root: Path) -> dict:
         if not root.is_dir():
-            raise UserError(f"{root}: no such folder of pictures; give it as the data root")
+            raise UserError(
+                f"{root}: no such folder; give that of your pictures with --data-root (data_root=)"
+            )
         digest = hashlib.sha256()
         for split, paths in pictures.splits(root)[0].items():
             for path in paths:
@@ -203,7 +225,7 @@ def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
                 digest.update(os.fsencode(facts))
         return {"files": digest.hexdigest(), "background": background}
 
-    return Source(make, parameters, cache="")
+    return Source(make, parameters, cache="", any_size=True)
 
 
 SOURCES: dict[str, Source] = {
@@ -217,9 +239,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _cached(
-    folder: Path, split: str, parameters: dict, say: bool = True
-) -> dict[str, np.ndarray] | None:
+def _cached(folder: Path, split: str, parameters: dict, say: bool = True) -> Arrays | None:
     """The verified arrays of a split; ``None`` if they are not there, or damaged, which is said."""
     manifest, arrays = folder / f"{split}.json", {}
     if not manifest.exists():
@@ -228,7 +248,7 @@ def _cached(
         with files.refusing_damage(manifest, "the manifest of a data set"):
             content = files.read_json(manifest)
             if content["parameters"] != json.loads(json.dumps(parameters)):
-                raise UserError(f"{manifest}: made with other parameters")
+                raise UserError(f"{manifest}: made of other data or parameters")
             for name, digest in content["arrays"].items():
                 path = folder / f"{split}_{name}.npy"
                 if files.sha256(path) != digest:
@@ -241,7 +261,7 @@ def _cached(
     return arrays
 
 
-def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndarray]) -> None:
+def _store(folder: Path, split: str, parameters: dict, arrays: Arrays) -> None:
     digests = {}
     for name, array in arrays.items():
         with files.replacing(folder / f"{split}_{name}.npy") as temporary:
@@ -251,33 +271,35 @@ def _store(folder: Path, split: str, parameters: dict, arrays: dict[str, np.ndar
     files.write_json(folder / f"{split}.json", content)
 
 
-def _cache_folder(name: str, root: Path) -> Path:
+def _cache_folder(name: str, root: Path, size: int) -> Path:
     """Where the cache of a set lies: below the data root, or among the user's caches."""
     if SOURCES[name].cache:
         return root / SOURCES[name].cache
     home = Path("~/.cache").expanduser() if os.environ.get("HOME") else Path(os.devnull)
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if it is relative
-    key = hashlib.sha256(os.fsencode(f"{name} {root.resolve()}")).hexdigest()[:16]
+    key = hashlib.sha256(os.fsencode(f"{name} {size} {root.resolve()}")).hexdigest()[:16]
     return (base if base.is_absolute() else home) / "rgflow_core" / key
 
 
-def _make(name: str, split: str, root: Path, workers: int, progress: bool) -> dict[str, np.ndarray]:
+def _make(name: str, split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
     source = SOURCES[name]
-    arrays = source.make(split, root, workers, progress)
-    images, shape = arrays["images"], (SIZE, SIZE, source.channels)
+    arrays = source.make(split, root, size, workers, progress)
+    images, shape = arrays["images"], (size, size, source.channels)
     if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
         raise UserError(
-            f"data set {name}: its source must make uint8 images (N >= 1, {SIZE}, {SIZE}, "
+            f"data set {name}: its source must make uint8 images (N >= 1, {size}, {size}, "
             f"{source.channels}), not {images.dtype} {images.shape}"
         )
     return arrays
 
 
 def _cached_or_made(
-    name: str, split: str, root: Path, workers: int, progress: bool
-) -> dict[str, np.ndarray]:
+    name: str, split: str, root: Path, size: int, make: Callable[[], Arrays]
+) -> Arrays:
     """The arrays of a split; of several processes one makes them, the others wait."""
-    folder, parameters = _cache_folder(name, root), SOURCES[name].parameters(root)
+    folder, parameters = _cache_folder(name, root, size), SOURCES[name].parameters(root)
+    if SOURCES[name].any_size:
+        parameters["size"] = size
     if arrays := _cached(folder, split, parameters, say=False):
         return arrays
 
@@ -291,10 +313,10 @@ def _cached_or_made(
             stack.enter_context(files.locked(folder, wait=True))
         except (OSError, UserError) as error:
             say(error)
-            return _make(name, split, root, workers, progress)
+            return make()
         if arrays := _cached(folder, split, parameters):  # another process made them meanwhile
             return arrays
-        arrays = _make(name, split, root, workers, progress)
+        arrays = make()
         try:
             _store(folder, split, parameters, arrays)
         except OSError as error:  # as when the disk is full; the data root's is the user's to empty
@@ -311,6 +333,7 @@ def load_split(
     limit: int | None = None,
     workers: int = 2,
     progress: bool = True,
+    size: int = SIZE,
 ) -> DataSet:
     """Load one split, making and caching it first if need be.
 
@@ -320,8 +343,12 @@ def load_split(
         root: data folder.
         limit: take the first so many pictures only; those of MSDS are then drawn in memory,
             nothing is read or written.
-        workers: threads that draw or decode.
+        workers: threads that draw or decode; 0: no extra one.
         progress: show a progress bar.
+        size: edge of the pictures; only a folder's can be another than 32.
+
+    Raises:
+        UserError: for bad arguments, and data that are missing, unfit, or more than ``MEMORY``.
 
     Example:
         >>> load_split("msds1", "test", limit=2).images.shape
@@ -331,7 +358,11 @@ def load_split(
         raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {SPLITS}, not {split!r}")
-    (workers,) = check_counts(workers=workers)
+    (size,) = check_counts(size=size)
+    if size != SIZE and not SOURCES[name].any_size:
+        sized = ", ".join(key for key, source in SOURCES.items() if source.any_size)
+        raise UserError(f"{name} has only pictures of edge {SIZE}, not {size}; others: {sized}")
+    (workers,) = check_counts(0, workers=workers)
     if limit is not None:
         (limit,) = check_counts(limit=limit)
     root = Path(root)
@@ -341,7 +372,8 @@ def load_split(
         labels = msds.labels(name, split, 0, min(limit, msds.SPLITS[split]))
         arrays = {"images": msds.render(labels), "labels": labels}
     else:
-        arrays = _cached_or_made(name, split, root, workers, progress)
+        make = partial(_make, name, split, root, size, workers, progress)
+        arrays = _cached_or_made(name, split, root, size, make)
     images, labels = arrays["images"][:limit], arrays.get("labels")
     return DataSet(
         torch.from_numpy(images).permute(0, 3, 1, 2),

@@ -35,15 +35,15 @@ def is_whole(value: object) -> bool:
     return not isinstance(value, bool)
 
 
-def check_counts(**numbers: object) -> list[int]:
+def check_counts(least: int = 1, /, **numbers: object) -> list[int]:
     """The numbers as Python's: numpy's fit neither torch nor JSON.
 
     Raises:
-        UserError: for the first that is not a whole number >= 1, by its name.
+        UserError: for the first that is not a whole number >= ``least``, by its name.
     """
     for name, value in numbers.items():
-        if not is_whole(value) or value < 1:
-            raise UserError(f"{name} must be a whole number >= 1, not {value!r}")
+        if not is_whole(value) or value < least:
+            raise UserError(f"{name} must be a whole number >= {least}, not {value!r}")
     return [int(value) for value in numbers.values()]
 
 

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, datasets, msds
+from rgflow_core import cli, datasets, msds, pictures
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import provenance, write_json
 from rgflow_core.model import PictureModel
@@ -41,7 +41,7 @@ def evaluate(
     """
     check_images(images, model.flow.config.shape)
     (batch,) = check_counts(batch=batch)
-    model = PictureModel(model.flow.fold(), model.prior)
+    model = model.fold()
     index = torch.arange(len(images)) if index is None else index
     values = []
     with tqdm(
@@ -76,35 +76,51 @@ class Settings(cli.ModelFile):
     )
 
 
-def chosen_data(args: Settings, model: PictureModel) -> tuple[str, str]:
-    """The data set and data root that the model was trained on, unless flags say others."""
+def chosen_data(
+    file: str | Path, model: PictureModel, dataset: str | None = None, data_root: str | None = None
+) -> tuple[str, str]:
+    """The data set and data root that a file's model was trained on, unless others are given."""
     settings = model.metadata.get("settings")
     said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
     own, root = said.get("dataset"), said.get("data_root", "data")
-    name = args.dataset or own
+    name = dataset or own
     if name is None:
         names = ", ".join(datasets.SOURCES)
-        raise UserError(
-            f"{args.file}: does not say its data set; add --dataset with one of {names}"
-        )
+        raise UserError(f"{file}: does not say its data set; add --dataset with one of {names}")
     if name != own or (name in msds.SETS and not Path(root).is_dir()):
-        where = args.data_root or "data"  # nothing is drawn where a file from elsewhere says
+        where = data_root or "data"  # nothing is drawn where a file from elsewhere says
     else:
-        where = args.data_root or root
+        where = data_root or root
     if own and (name != own or (name == "folder" and Path(where) != Path(root))):
         line = f"was trained on {own} ({root}), evaluated on {name} ({where})"
-        print(f"note: {args.file} {line}", file=sys.stderr)
+        print(f"note: {file} {line}", file=sys.stderr)
     return name, where
+
+
+def say_if_changed(file: str, model: PictureModel, root: str) -> None:
+    """Say if a folder's training pictures are others now: they could have become test pictures."""
+    settings, trained = model.metadata.get("settings"), model.metadata.get("train_fingerprint")
+    own = isinstance(settings, dict) and (settings.get("dataset"), settings.get("data_root"))
+    if not trained or own != ("folder", root) or not pictures.splits(Path(root))[0]["train"]:
+        return
+    limit, size = settings.get("train_images"), model.flow.config.image_size
+    if datasets.load_split("folder", "train", root, limit, size=size).fingerprint != trained:
+        line = "has other training pictures now; some of those that it had may be evaluated here"
+        print(f"note: {root} {line} ({file})", file=sys.stderr)
 
 
 def main() -> None:
     args = cli.parse(
         Settings, "Bits per dimension of a model on a data split, with their standard error."
     )
-    out = cli.new_file(args.out) if args.out else None
+    if args.out:
+        cli.new_file(args.out)
     model = args.load()
-    name, root = chosen_data(args, model)
-    images = datasets.load_split(name, args.split, root, args.limit).images
+    name, root = chosen_data(args.file, model, args.dataset, args.data_root)
+    size = model.flow.config.image_size
+    images = datasets.load_split(name, args.split, root, args.limit, size=size).images
+    if args.split != "train":
+        say_if_changed(args.file, model, root)
     bits = evaluate(model, images, args.seed, args.batch_size)
     if not bits.isfinite().all():
         bad = (~bits.isfinite()).nonzero().flatten()
@@ -114,9 +130,10 @@ def main() -> None:
         )
     result = mean_and_error(bits)
     result |= {"dataset": name, "split": args.split, "prior": vars(model.prior)}
-    if out:
-        write_json(out, result | {"provenance": provenance(seed=args.seed, file=args.file)})
     print(json.dumps(result))
+    if args.out:  # another command may have written it meanwhile
+        facts = provenance(seed=args.seed, file=args.file)
+        write_json(cli.new_file(args.out), result | {"provenance": facts})
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
             break
         except FileExistsError:
             folder = path.with_name(f"{path.name}_{number}")
+        except FileNotFoundError:  # another run came to nothing and removed the parent: once more
+            pass
     try:
         yield folder
     finally:

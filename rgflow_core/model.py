@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.flow import RGFlow
-from rgflow_core.noise import stream, uniform
+from rgflow_core.noise import HALF_STEP, stream, uniform
 from rgflow_core.pixels import bits_per_dim, check_images, dequantise, from_logit, to_logit
 from rgflow_core.priors import Prior
 
@@ -21,6 +22,7 @@ class Terms(NamedTuple):
     prior: Tensor
     flow: Tensor
     logit: Tensor
+    noise: Tensor
 
 
 class PictureModel(nn.Module):
@@ -29,6 +31,7 @@ class PictureModel(nn.Module):
     Args:
         flow, prior: the model.
         metadata: where they come from, if they were read from a file.
+        dequantiser: of a model that learns its dequantisation noise; else the noise is uniform.
 
     Example:
         >>> from rgflow_core import LEAN, RGFlowConfig
@@ -38,11 +41,18 @@ class PictureModel(nn.Module):
         torch.Size([2, 3, 8, 8])
     """
 
-    def __init__(self, flow: RGFlow, prior: Prior, metadata: dict | None = None) -> None:
+    def __init__(
+        self,
+        flow: RGFlow,
+        prior: Prior,
+        metadata: dict | None = None,
+        dequantiser: Dequantiser | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(prior, Prior):
             raise UserError(f'prior must be a Prior, such as Prior("laplace"), not {prior!r}')
         self.flow, self.prior, self.metadata = flow, prior, metadata or {}
+        self.dequantiser = dequantiser
 
     @property
     def _like(self) -> Tensor:
@@ -57,15 +67,37 @@ class PictureModel(nn.Module):
         noise = uniform(keys, self.flow.config.dim, self._like.dtype)
         return noise.reshape(-1, *self.flow.config.shape)
 
-    def forward(self, y: Tensor, logit_log_det: Tensor) -> Terms:
-        """Parts of the log-density of transformed pictures y (B, C, L, L)."""
+    def fold(self) -> "PictureModel":
+        """A copy for inference, see :meth:`RGFlow.fold`."""
+        return PictureModel(self.flow.fold(), self.prior, self.metadata, self.dequantiser)
+
+    def transform(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, uint8, and noise in [0, 1), both (B, C, L, L), to what the flow takes.
+
+        Returns:
+            y (B, C, L, L); the log-determinant (B,) of its logit, float64; and the
+            log-derivatives (B, C, L, L) of the noise, zero where that is uniform.
+        """
+        log_slope = torch.zeros_like(noise)
+        if self.dequantiser is not None:
+            noise, log_slope = self.dequantiser(images, noise)
+        return *to_logit(dequantise(images, noise)), log_slope
+
+    def forward(self, images: Tensor, noise: Tensor) -> Terms:
+        """Parts of the log-density of pictures; arguments of :meth:`transform`."""
+        y, logit_log_det, log_slope = self.transform(images, noise)
         z, log_det = self.flow(y)
         base = self.prior.distribution(self.flow.config, like=z).base_dist
         log_prior = base.log_prob(z).flatten(1).sum(1, dtype=torch.float64)
-        return Terms(log_prior, log_det.double(), logit_log_det)
+        noise_log_det = log_slope.flatten(1).sum(1, dtype=torch.float64)
+        return Terms(log_prior, log_det.double(), logit_log_det, noise_log_det)
 
     def log_prob(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-density of dequantised pictures x = (x8 + u) / 256 in [0, 1)^D.
+
+        Averaged over the noise it bounds log P(x8) + D log 256 from below. Of a model that learns
+        its noise u = u(v, x8) it is log p(x) - log q(u | x8), with v in place of ``noise``: the
+        same bound, tighter.
 
         Args:
             images: uint8 (B, C, L, L).
@@ -86,7 +118,7 @@ class PictureModel(nn.Module):
         if not ((noise >= 0) & (noise < 1)).all():
             raise UserError("noise must lie in [0, 1)")
         noise = noise.to(self._like)
-        return sum(self(*to_logit(dequantise(images.to(noise.device), noise))))
+        return sum(self(images.to(noise.device), noise))
 
     def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Bits per dimension of each picture, (B,) float64; arguments of :meth:`log_prob`."""
@@ -101,8 +133,8 @@ class PictureModel(nn.Module):
         """
         config, index = self.flow.config, torch.arange(start, start + n, device=self._like.device)
         keys = stream(SAMPLE_STREAM, seed, index=index)
-        # Half a step from 0 and 1, where the quantile function is infinite.
-        u = uniform(keys, config.dim, torch.float64) + 2.0**-25
+        # The quantile function is infinite at 0 and 1.
+        u = uniform(keys, config.dim, torch.float64) + HALF_STEP
         prior = self.prior.distribution(config, temperature, like=u).base_dist
         return prior.icdf(u.reshape(-1, *config.shape)).to(self._like.dtype)
 

@@ -193,6 +193,18 @@ class LeanSubnet(nn.Module):
         halves = (LeanNetwork(features, outputs * features, *sizes) for _ in range(2))
         self.halves, self.outputs = nn.ModuleList(halves), outputs
 
+    @torch.no_grad()
+    def standardise(self, first: Tensor, second: Tensor) -> None:
+        """Let a new layer give its halves (N, d) mean 0 and, as far as s reaches, deviation 1.
+
+        A start from data (Salimans and Kingma 2016): networks begin at zero and would take hundreds
+        of steps to learn it.
+        """
+        for network, half in zip(self.halves, (second, first), strict=True):
+            s = (-half.std(0).log()).clamp(-1.8, 1.8)
+            bias = network.leave.bias.view(self.outputs, -1)
+            bias[0], bias[1] = 2 * torch.atanh(s / 2), -s.exp() * half.mean(0)
+
     def prepare(self) -> Parameters:
         """The map from (half, half-step) to the coupling's parameters."""
 

@@ -12,6 +12,8 @@ from torch import Tensor
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
+HALF_STEP = 2.0**-25
+"""Half a step of :func:`uniform`, for those who must not be given 0."""
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def _check(image: Image.Image, crop: int | None) -> None:
         raise ValueError(f"{image.width} x {image.height} pixels are too many")
     # A second picture in a camera's JPEG is a preview.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-        raise ValueError(f"it is animated, {image.n_frames} pictures")
+        raise ValueError(f"it holds {image.n_frames} pictures, as pages or an animation")
     if image.mode in ("I", "F") and (image.mode, image.format) != ("I", "PPM"):
         # Pillow would clip, and the range is not known
         raise ValueError("it has 32 bits per value; convert it to 8")
@@ -159,11 +159,12 @@ def on_background(image: Image.Image, background: tuple[int, int, int]) -> Image
 
 def read(
     path: Path, crop: int | None, resample: str, background: tuple[int, int, int], size: int
-) -> tuple[np.ndarray, int | None]:
+) -> tuple[np.ndarray, int, int | None]:
     """One picture the right way up, centre crop (``None``: the largest square), resized.
 
     Returns:
-        uint8 (size, size, 3); of 16 bits per value, the largest in parts of 255, else ``None``.
+        uint8 (size, size, 3); the square's edge before; of 16 bits per value, the largest in parts
+        of 255, else ``None``.
 
     Raises:
         Exception: of any type, if it cannot be used; its message says why.
@@ -184,9 +185,10 @@ def read(
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         largest = max(high for _, high in image.convert("RGB").getextrema()) if deep else None
         image = on_background(image, background)
-    image = functional.center_crop(image, crop or min(image.size))
+    edge = crop or min(image.size)
+    image = functional.center_crop(image, edge)
     image = functional.resize(image, size, functional.InterpolationMode(resample))
-    return np.asarray(image), largest
+    return np.asarray(image), edge, largest
 
 
 def check_range(largest: list[int]) -> None:

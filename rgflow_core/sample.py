@@ -54,7 +54,7 @@ def main() -> None:
             f"temperature {args.temperature} single precision does not invert the flow well",
             file=sys.stderr,
         )
-    write_grid(pictures, out)
+    write_grid(pictures, cli.new_file(args.out))  # another may have drawn there meanwhile
     print(out)
 
 

@@ -4,24 +4,19 @@ Every random choice that touches a picture (order, flip, dequantisation noise) i
 the seed, the pass through the data and the picture's index, so that a run that was stopped and
 resumed equals one that never stopped, bit for bit on a CPU with the same number of threads.
 
-In this order: the knobs; which pictures a step sees; processes, precision, compiling; logs, signals,
-checkpoints and the :class:`Run` they belong to; :func:`train` and its :func:`loop`; the command line.
+In this order: the knobs; which pictures a step sees; the :class:`Run`, which a checkpoint holds;
+:func:`train` and its :func:`loop`; the command line. What it runs on is in ``running``.
 """
 
-import gc
 import json
-import logging
 import math
 import os
 import signal
-import stat
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -34,30 +29,37 @@ from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, datasets, evaluate, sample
 from rgflow_core.cli import Count, Name, NotNegative, Positive, Whole, knob, one_of
+from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.errors import UserError
 from rgflow_core.files import (
     check_writable,
     locked,
-    make_folder,
     new_folder,
     provenance,
     refusing_damage,
     replacing,
     write_json,
 )
-from rgflow_core.flow import LEAN, LEAN_AFFINE, CouplingLayer, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.noise import permutation, stream, uniform
-from rgflow_core.pixels import bits_per_dim, dequantise, to_logit
+from rgflow_core.pixels import bits_per_dim
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
+from rgflow_core.running import (
+    PRECISIONS,
+    Ranks,
+    compile_couplings,
+    deferred_signals,
+    log,
+    logging_to,
+    precision,
+    stopped_by,
+)
 
-MODELS = {"published": {}, "lean": LEAN, "lean_affine": LEAN_AFFINE}
+MODELS = {"published": {}, "lean": LEAN, "lean8": LEAN8, "lean_affine": LEAN_AFFINE}
 """Name -> config fields; a study may add its own."""
-PRECISIONS = ("float32", "tf32", "bf16")
 ORDER_STREAM, FLIP_STREAM = 3, 4
-
-log = logging.getLogger("rgflow")
 
 
 # Knobs
@@ -67,7 +69,7 @@ log = logging.getLogger("rgflow")
 class Settings:
     """Every knob of a run, each also a flag of the command line.
 
-    Defaults are IGF23's; :data:`LEAN_RECIPE` is ours for a CPU.
+    Defaults are IGF23's; :data:`RECIPES` are ours for a CPU.
 
     Raises:
         pydantic.ValidationError: names the value and what is allowed.
@@ -75,7 +77,8 @@ class Settings:
 
     dataset: one_of(datasets.SOURCES) = knob("msds1", "data set")
     data_root: Name = knob("data", "data folder; of data set folder: the pictures' own")
-    model: one_of(MODELS) = knob("published", "80.5, 1.83, or 1.64 M parameters")
+    image_size: Count = knob(datasets.SIZE, "edge, 4 * 2^k (lean8: 8 * 2^k); not 32: folder alone")
+    model: one_of(MODELS) = knob("published", "80.5, 1.83, 2.41, or 1.64 M parameters")
     prior: one_of(NAMES) = knob("laplace", "of the latents")
     convention: one_of(CONVENTIONS) = knob(
         "unit_variance", "prior's scale: the authors', or IGF23's"
@@ -91,7 +94,11 @@ class Settings:
     outlier_bpd: Positive | None = knob(None, "do not learn from pictures worse than this")
     warmup: Whole = knob(0, "steps over which the learning rate rises")
     schedule: one_of(("constant", "cosine")) = knob("constant", "of the learning rate")
+    standardise: bool = knob(False, "start from the data's mean and deviation (lean models)")
     flip: bool = knob(False, "mirror training pictures at random (natural sets always do)")
+    dequantisation: one_of(("uniform", "learned")) = knob(
+        "uniform", "noise within a byte; learned with the flow, the bound is tighter"
+    )
     without_noise: bool = knob(False, "no dequantisation noise: an ablation, its bpd is no bound")
     seed: Whole = knob(0, "of weights, order, flips and noise")
     images_per_epoch: Count | None = knob(None, "pictures between two validations")
@@ -122,15 +129,30 @@ LEAN_RECIPE = {
     "warmup": 200,
     "schedule": "cosine",
 }
+LEAN8_RECIPE = LEAN_RECIPE | {
+    "model": "lean8",
+    "dequantisation": "learned",
+    "batch_size": 8,
+    "warmup": 50,
+    "standardise": True,
+}
+RECIPES = {"lean": LEAN_RECIPE, "lean8": LEAN8_RECIPE}
 # What may differ when a run goes on; a device or checkpointing changes results at rounding level.
 _MAY_CHANGE = {"data_root", "device", "workers", "checkpointing", "epochs"}
 _MAY_CHANGE |= {"img_samples", "keep", "save_minutes"}
 
 
 def flow_config(settings: Settings) -> RGFlowConfig:
-    """The model a run trains, for the channels of its data set."""
+    """The model a run trains, for the pictures of its data set."""
     channels = datasets.SOURCES[settings.dataset].channels
-    return RGFlowConfig(channels=channels, **MODELS[settings.model])
+    fields = dict(MODELS[settings.model])
+    if isinstance(layers := fields.get("coupling_layers"), tuple):  # of 32 pixels' levels
+        levels = (settings.image_size // fields.get("kernel", 4)).bit_length()
+        fields["coupling_layers"] = (layers + layers[-1:] * levels)[:levels]
+    try:
+        return RGFlowConfig(settings.image_size, channels, **fields)
+    except UserError as error:
+        raise UserError(f"model {settings.model}: {error}") from None
 
 
 def rate_factor(settings: Settings, step: int, steps: int) -> float:
@@ -162,8 +184,8 @@ def batch_of(step: int, batch_size: int, size: int, seed: int) -> tuple[Tensor, 
     return torch.cat(index), passes
 
 
-def inputs(run: "Run", images: Tensor) -> Tensor:
-    """This rank's pictures of the current step, flipped, dequantised: (B, C, L, L) in [0, 1)."""
+def inputs(run: "Run", images: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's pictures of the current step, flipped, and their noise: both (B, C, L, L)."""
     settings = run.settings
     index, passes = (
         run.ranks.mine(part).to(images.device)
@@ -175,167 +197,10 @@ def inputs(run: "Run", images: Tensor) -> Tensor:
         mirror = uniform(keys, 1)[:, 0] < 0.5
         batch = torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
     noise = run.model.noise(index, settings.seed, passes)
-    return dequantise(batch, noise.fill_(0.5) if settings.without_noise else noise)
+    return batch, noise.fill_(0.5) if settings.without_noise else noise
 
 
-# How a step is computed: processes, precision, compilation
-
-
-class Ranks:
-    """This process among those that ``torchrun`` started; alone without it."""
-
-    def __init__(self, device: str) -> None:
-        launched = distributed.is_torchelastic_launched()
-        self.rank = int(os.environ["RANK"]) if launched else 0
-        self.world = int(os.environ["WORLD_SIZE"]) if launched else 1
-        if launched and device in ("auto", "cuda") and torch.cuda.is_available():
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-        self.device = cli.pick_device(device)
-        if launched:
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            distributed.init_process_group(
-                backend, device_id=self.device if backend == "nccl" else None
-            )
-
-    def mine(self, x: Tensor) -> Tensor:
-        """This rank's part of what is indexed by pictures."""
-        return x[self.rank :: self.world]
-
-    def sum(self, x: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
-        if self.world > 1:
-            distributed.all_reduce(x)
-        return x
-
-    def gathered(self, part: Tensor, count: int) -> Tensor:
-        """Undo :meth:`mine` for a tensor (count,)."""
-        whole = torch.zeros(count, dtype=part.dtype, device=self.device)
-        whole[self.rank :: self.world] = part.to(self.device)
-        return self.sum(whole).cpu()
-
-    def wait(self) -> None:
-        """Until all ranks are here: one that leaves earlier breaks the others' connections."""
-        if self.world > 1:
-            distributed.barrier()
-
-    def close(self) -> None:
-        """Give up the connections; what still refers to them would abort the program's end."""
-        if distributed.is_initialized():
-            gc.collect()
-            distributed.destroy_process_group()
-
-
-@contextmanager
-def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Inside, the networks compute in ``name``; all else is float32 or better.
-
-    Couplings, log-determinants and the prior's sums are never rounded, so that the density stays
-    one: only the networks' answers differ a little from those in float32.
-
-    Args:
-        name: "float32", "tf32" (matrix products with 10 bits of mantissa, NVIDIA GPUs) or "bf16"
-            (by torch's autocast: products, and most of what networks do between them, with 7).
-        device: where the products are computed.
-    """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def compile_couplings(flow: RGFlow) -> bool:
-    """Let ``torch.compile`` fuse what a coupling layer does, once for all layers and levels.
-
-    Where that fails, here at a step's try with two pictures or later, a log line says so and
-    nothing changes.
-    """
-    compiled, working = torch.compile(CouplingLayer.forward, dynamic=True), True
-
-    def give_up(error: Exception) -> None:
-        nonlocal working
-        working, reason = False, str(error).strip().partition("\n")[0]
-        log.info(f"Not compiled, the same function, slower: {type(error).__name__}: {reason}")
-
-    def forward(layer: CouplingLayer, *arguments: object) -> object:
-        if working:
-            try:
-                return compiled(layer, *arguments)
-            except Exception as error:  # compilers fail with anything
-                give_up(error)
-        return CouplingLayer.forward(layer, *arguments)
-
-    for layer in flow.modules():
-        if isinstance(layer, CouplingLayer):
-            layer.forward = partial(forward, layer)
-    try:
-        like = next(flow.parameters())
-        z, log_det = flow(like.new_zeros(2, *flow.config.shape))
-        (z.sum() + log_det.sum()).backward()
-    except Exception as error:
-        give_up(error)
-    flow.zero_grad(set_to_none=True)
-    return working
-
-
-# Saying, saving, stopping
-
-
-@contextmanager
-def logging_to(folder: Path) -> Iterator[None]:
-    """Log lines go to the console, above the progress bar, and to a new file in the run's folder."""
-    path = make_folder(folder / "logs") / f"rgflow_{datetime.now():%Y%m%d_%H%M%S}.log"
-    with open(path, "a", 1, "utf-8", "backslashreplace") as file:
-
-        class Lines(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
-                tqdm.write(record.getMessage())
-                # A full disk stops the run, as it would at the next checkpoint.
-                print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {record.getMessage()}", file=file)
-
-        log.setLevel(logging.INFO)
-        log.handlers = [Lines()]
-        log.propagate = False
-        try:
-            yield
-        finally:
-            log.handlers = []
-
-
-_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-
-
-def stopped_by(number: int) -> BaseException:
-    """What ends a program that a signal stopped."""
-    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
-
-
-@contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Collect SIGINT, SIGTERM and SIGHUP, for a loop that stops when its state is whole."""
-    received: list[int] = []
-    before: dict = {}
-
-    def remember(number: int, frame: object) -> None:
-        received.append(number)
-        if number == _HANGUP:  # writing to a closed terminal would be an error
-            for stream in (1, 2):
-                if not stat.S_ISREG(os.fstat(stream).st_mode):
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
-        elif len(received) > 1:  # asked twice: at once, also where a shell has it ignore SIGINT
-            raise stopped_by(number)
-
-    if threading.current_thread() is threading.main_thread():
-        before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-        if _HANGUP and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as under nohup
-            before[_HANGUP] = signal.signal(_HANGUP, remember)
-    try:
-        yield received
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
+# What a run holds, and what it leaves
 
 
 def _epoch_files(folder: Path) -> list[Path]:
@@ -349,11 +214,11 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return within if within.exists() else next(reversed(_epoch_files(folder)), None)
 
 
-def _optimizers(settings: Settings, flow: RGFlow) -> list[torch.optim.Optimizer]:
+def _optimizers(settings: Settings, model: PictureModel) -> list[torch.optim.Optimizer]:
     """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
     muon = settings.optimizer == "muon"
     square, rest = [], []
-    for p in flow.parameters():
+    for p in model.parameters():
         (square if muon and p.ndim == 2 and p.shape[0] == p.shape[1] else rest).append(p)
     decay, betas = settings.weight_decay, (0.9, settings.beta2)
     optimizers = [
@@ -376,9 +241,12 @@ class Run:
         self.settings, self.folder, self.ranks = settings, folder, ranks
         self.config = flow_config(settings)
         torch.manual_seed(settings.seed)
-        flow = RGFlow(self.config).to(ranks.device).use_checkpointing(settings.checkpointing)
-        self.model = PictureModel(flow, Prior(settings.prior, settings.convention))
-        self.optimizers = _optimizers(settings, flow)
+        flow = RGFlow(self.config).use_checkpointing(settings.checkpointing)
+        learned = settings.dequantisation == "learned"
+        dequantiser = Dequantiser(self.config.channels) if learned else None
+        prior = Prior(settings.prior, settings.convention)
+        self.model = PictureModel(flow, prior, dequantiser=dequantiser).to(ranks.device)
+        self.optimizers = _optimizers(settings, self.model)
         self.facts = {
             "config": self.config.to_dict(),
             "prior": vars(self.model.prior),
@@ -403,7 +271,7 @@ class Run:
         self.seconds, self.saved = self.seconds + now - self.saved, now
         state = {
             "epoch": len(self.history),
-            "model": self.model.flow.state_dict(),
+            "model": checkpoints.tensors(self.model),
             "optim": [optimizer.state_dict() for optimizer in self.optimizers],
             **{k: getattr(self, k) for k in ("step", "seconds", "history", "running", "starts")},
         }
@@ -415,7 +283,7 @@ class Run:
         with refusing_damage(path):
             self._compare(state, path)
             checkpoints.check_finite(state["model"], path)
-            self.model.flow.load_state_dict(state["model"])
+            checkpoints.fill(self.model, state["model"])
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
@@ -491,7 +359,7 @@ class Run:
         values = evaluate.evaluate(self.model, val[which], progress=False, index=which)
         valid = evaluate.mean_and_error(self.ranks.gathered(values, len(val)))
         if not math.isfinite(valid["bpd"]):
-            raise diverged(self.model.flow, self.step, valid["bpd"])
+            raise diverged(self.model, self.step, valid["bpd"])
         epoch, now = self.step // self.epoch_steps, time.perf_counter()
         took, self.validated = now - self.validated, now
         log.info(f"Epoch {epoch} took {took:.1f} s, {self.folder}")
@@ -508,11 +376,11 @@ class Run:
     def finish(self) -> None:
         """Write the record, then the best epoch's weights: they mark a run as finished."""
         path = self.folder / "ckpt" / f"rgflow_ep{self.best():03d}.pth"
-        flow, final = self.model.flow, self.folder / "model.safetensors"
-        flow.load_state_dict(checkpoints.read_pickle(path)["model"])
+        final = self.folder / "model.safetensors"
+        checkpoints.fill(self.model, checkpoints.read_pickle(path)["model"])
         facts = {
             **{k: v for k, v in self.facts.items() if k != "prior"},
-            "parameters": sum(p.numel() for p in flow.parameters()),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
             "images_seen": self.history[-1]["images"],
             "seconds": self.seconds,
             "best_epoch": self.best(),
@@ -521,7 +389,7 @@ class Run:
             **provenance(seed=self.settings.seed),
         }
         write_json(self.folder / "record.json", facts)
-        checkpoints.save(flow, self.model.prior, final, facts)
+        checkpoints.save(self.model, final, facts)
         log.info(f"Done: {final}, best epoch {self.best()}, records beside it")
 
 
@@ -529,10 +397,10 @@ class Diverged(UserError):
     """A training that cannot go on."""
 
 
-def diverged(flow: RGFlow, step: int, loss: float) -> Diverged:
-    """The error for a loss or gradient that is not finite, or pictures that are all outliers."""
+def diverged(model: PictureModel, step: int, loss: float) -> Diverged:
+    """The error for a loss or gradient that is not finite."""
     bad = [
-        n for n, p in flow.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+        n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
     ]
     where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
     return Diverged(
@@ -560,16 +428,17 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         UserError: for data or checkpoints that cannot be used, and if it diverges; the last good
             checkpoint is kept.
     """
-    folder = Path(folder)
+    folder, size = Path(folder), flow_config(settings).image_size
     check_writable(folder)
     ranks = Ranks(settings.device)
+    folder = ranks.agreed(folder)
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
         raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
     limits = {"train": settings.train_images, "val": settings.val_images}
-    where, workers = settings.data_root, max(1, settings.workers)
+    where, workers = settings.data_root, settings.workers
     data, val = (  # of several processes one makes them, the others wait
-        datasets.load_split(settings.dataset, split, where, limit, workers, progress)
+        datasets.load_split(settings.dataset, split, where, limit, workers, progress, size)
         for split, limit in limits.items()
     )
     if (batch_size := min(settings.batch_size, len(data.images))) % ranks.world:
@@ -590,7 +459,10 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         if not ranks.rank:
             stack.enter_context(logging_to(folder))
         begin(run, len(data.images), len(val.images))
-        loop(run, data.images.to(ranks.device), val.images, signals, progress)
+        images = data.images.to(ranks.device)
+        if settings.standardise and not run.step:
+            start_from_data(run, images)
+        loop(run, images, val.images, signals, progress)
         if not ranks.rank:
             run.finish()
         ranks.wait()
@@ -599,12 +471,12 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
 
 def begin(run: Run, images: int, val: int) -> None:
     """Say what is trained; drop what a killed run wrote after its last checkpoint."""
-    settings, ranks, flow = run.settings, run.ranks, run.model.flow
+    settings, ranks, model = run.settings, run.ranks, run.model
     if settings.compile:
         with precision(settings.precision, ranks.device):
-            compile_couplings(flow)
+            compile_couplings(model.flow)
     log.info(
-        f"{settings.model} model, {sum(p.numel() for p in flow.parameters()) / 1e6:.2f} M parameters, "
+        f"{settings.model} model, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
         f"{settings.prior} prior, {images} training and {val} validation images, "
         f"batches of {run.batch_size} on {ranks.device}"
         + (f" and {ranks.world} processes" if ranks.world > 1 else "")
@@ -614,11 +486,20 @@ def begin(run: Run, images: int, val: int) -> None:
     run.truncate_metrics()
 
 
+@torch.no_grad()
+def start_from_data(run: Run, images: Tensor) -> None:
+    """Standardise the first pictures that will be seen, the same in each process."""
+    count, seed = len(images), run.settings.seed
+    index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
+    y, *_ = run.model.transform(images[index], run.model.noise(index, seed, passes))
+    run.model.flow.standardise(y)
+
+
 def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bool) -> None:
     """Train to the last step: what is done once in a while, then one step between two rules."""
-    settings, ranks, flow = run.settings, run.ranks, run.model.flow
+    settings, ranks = run.settings, run.ranks
     parallel = DistributedDataParallel(run.model) if ranks.world > 1 else run.model
-    parameters = [p for p in flow.parameters() if p.requires_grad]
+    parameters = [p for p in run.model.parameters() if p.requires_grad]
     outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
     stop, loss, norm = False, math.nan, torch.tensor(math.nan)
     with tqdm(
@@ -642,19 +523,24 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
 
             # ------------------------------------------------------------------------------------
             with precision(settings.precision, ranks.device):
-                log_prob = sum(parallel(*to_logit(inputs(run, images)))) / run.config.dim
+                log_prob = sum(parallel(*inputs(run, images))) / run.config.dim
                 bpd = bits_per_dim(log_prob.detach())
                 outlier = bpd > outlier_bpd
                 loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
-                flow.zero_grad(set_to_none=True)
+                run.model.zero_grad(set_to_none=True)
                 loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
             asked = torch.full_like(loss, bool(signals))
             values = (loss, bpd.mean(), outlier.double().mean(), asked)
             means = ranks.sum(torch.stack(values).detach()) / ranks.world
             loss, bpd, outliers, stop = means.tolist()
-            if not (math.isfinite(loss) and math.isfinite(norm.item()) and outliers < 1):
-                raise diverged(flow, run.step, loss)
+            if outliers == 1:
+                raise Diverged(
+                    f"step {run.step}: all pictures are worse than --outlier-bpd {outlier_bpd} (mean "
+                    f"{bpd:.4g} bits), diverged; start a new run with a larger one, or a lower --lr"
+                )
+            if not (math.isfinite(loss) and math.isfinite(norm.item())):
+                raise diverged(run.model, run.step, loss)
             if outliers:
                 log.info(
                     f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from"
@@ -678,6 +564,9 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
 class Command(Settings):
     """Knobs of a run, and which run."""
 
+    recipe: one_of(RECIPES) | None = knob(
+        None, f"knobs that were tuned for a CPU, unless given ({', '.join(RECIPES)})"
+    )
     out: Name = knob("runs", "folder in which the run's folder is made")
     test_mode: bool = knob(False, "128 training, 64 validation images")
     resume: Name | None = knob(None, "go on with the run of this folder, or of this file in it")
@@ -714,11 +603,13 @@ def main() -> None:
         Command,
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
         "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
-        "and want a GPU; on a CPU try: "
-        + " ".join(f"--{knob.replace('_', '-')} {value}" for knob, value in LEAN_RECIPE.items()),
+        "and want a GPU; on a CPU try --recipe lean8.",
     )
     command = Command(**typed)
     given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
+    given = RECIPES.get(command.recipe, {}) | given
+    if command.resume and "out" in typed:
+        raise UserError("--out: a run that is resumed stays in its folder; leave it out")
     if command.test_mode:
         given = {"train_images": 128, "val_images": 64} | given
     first = not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
@@ -728,8 +619,7 @@ def main() -> None:
         else:
             settings = Settings(**given)
             folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
-            # Of several processes the others write nothing, and find nothing to go on from.
-            folder = stack.enter_context(new_folder(folder)) if first else folder / "other"
+            folder = stack.enter_context(new_folder(folder)) if first else folder
         final = train(replace(settings, data_root=os.path.abspath(settings.data_root)), folder)
     if first:
         print(final)

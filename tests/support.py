@@ -9,6 +9,7 @@ import torch
 from scipy import stats
 
 from rgflow_core import Prior, RGFlow, RGFlowConfig, train
+from study.ablations import ABLATIONS
 
 TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
 train.MODELS["tiny"] = TINY
@@ -18,9 +19,9 @@ RUN = train.Settings(
 )  # fmt: skip
 """A run of twelve steps."""
 NETWORKS = {
-    "published": {"subnet": "published"},
     "lean affine": {"subnet": "lean"},
     "lean nlsq": {"subnet": "lean", "coupling": "nlsq"},
+    **{name: {"subnet": name} for name in ("published", *ABLATIONS)},
 }
 GOLDEN = Path(__file__).parent / "golden"
 PRIORS = {

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -47,25 +48,23 @@ def lab(folder):
     settings.mkdir(parents=True, exist_ok=True)
     # Outputs out of sight exist too.
     (settings / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}')
-    log = folder / "jupyterlab.log"
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"),
-                *("--expose-app-in-browser", "--IdentityProvider.token=test"),
-            ],
-            cwd=ROOT, stdout=file, stderr=file,
-            env=os.environ
-            | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
-            | {"PYTHONPATH": str(ROOT / "notebooks")},
-        )  # fmt: skip
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--port=0"),
+            *("--expose-app-in-browser", "--IdentityProvider.token=test"),
+        ],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
+        env=os.environ
+        | {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings")}
+        | {"PYTHONPATH": str(ROOT / "notebooks")},
+    )  # fmt: skip
+    address, said = None, []
+    while not address and server.poll() is None:
+        said.append(server.stdout.readline())
+        address = re.search(r"http://127\.0\.0\.1:\d+/", said[-1])
+    Thread(target=server.stdout.read).start()  # what it goes on to say must not hold it up
     try:
-        for _ in range(600):
-            address = re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())
-            if address or server.poll() is not None:
-                break
-            time.sleep(0.1)
-        assert address, log.read_text()
+        assert address, "".join(said)
         yield address[0]
     finally:
         server.terminate()
@@ -86,10 +85,11 @@ def browser(tmp_path_factory, folder):
     driver.quit()
 
 
-def until(browser, condition, seconds):
+def until(browser, condition):
+    """Wait for what only a broken page does not do: ten minutes are for a busy machine."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, seconds, poll_frequency=0.02).until(lambda _: condition())
+    WebDriverWait(browser, 600, poll_frequency=0.02).until(lambda _: condition())
 
 
 def digests(browser):
@@ -107,9 +107,9 @@ def test_a_moved_slider_changes_its_picture_alone(lab, browser, folder):
     status = (
         "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
     )
-    until(browser, lambda: browser.execute_script(status) == "idle", 120)
+    until(browser, lambda: browser.execute_script(status) == "idle")
     browser.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
-    until(browser, lambda: len(browser.find_elements("css selector", PICTURES)) == 3, 600)
+    until(browser, lambda: len(browser.find_elements("css selector", PICTURES)) == 3)
     sliders = browser.find_elements("css selector", ".widget-slider .noUi-handle")
     assert len(sliders) == 4 + 1 + 3 + 4  # temperatures, draw; sources, split; the latent's place
     # Of a temperature, of the level that parts two sources, of a latent's colour.
@@ -117,7 +117,7 @@ def test_a_moved_slider_changes_its_picture_alone(lab, browser, folder):
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", sliders[slider])
         before, start = digests(browser), time.perf_counter()
         sliders[slider].send_keys(getattr(webdriver.Keys, key))
-        until(browser, lambda: digests(browser)[which] != before[which], 30)  # noqa: B023
+        until(browser, lambda: digests(browser)[which] != before[which])  # noqa: B023
         print(f"panel {which}: {time.perf_counter() - start:.2f} s until its picture has changed")
         after = digests(browser)
         assert [k for k in range(3) if before[k] != after[k]] == [which]

@@ -1,6 +1,5 @@
 """The command lines: flags, defaults, and what works; bad input is in faults/test_inputs."""
 
-import contextlib
 import fcntl
 import json
 import os
@@ -9,17 +8,19 @@ import signal
 import subprocess
 import sys
 import termios
-import time
+from dataclasses import asdict, replace
 from datetime import datetime
+from pathlib import Path
 from unittest.mock import Mock
 
+import nbformat
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from pydantic import Field
 from pydantic.dataclasses import dataclass
-from support import GOLDEN, TINY, contents, files_below, small_flow
+from support import GOLDEN, TINY, contents, files_below, metrics, small_flow
 
 from rgflow_core import (
     Prior,
@@ -33,12 +34,14 @@ from rgflow_core import (
     train,
 )
 from rgflow_core.errors import UserError
+from rgflow_core.model import PictureModel
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
+def command(tmp_path, tmp_path_factory, monkeypatch, capfd):
     """Run a module's command line in an empty folder: (exit code, output, visible error lines)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
     handler = signal.getsignal(signal.SIGTERM)
 
     def run(module, *arguments):
@@ -55,15 +58,32 @@ def command(tmp_path, monkeypatch, capfd):
     signal.signal(signal.SIGTERM, handler)
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ({}, {"OMP_WAIT_POLICY": "PASSIVE"}),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-        ({"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
-    ],
-)
-def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(given, wanted):
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+FILES = (*ROOT.glob("rgflow_core/*.py"), *ROOT.glob("notebooks/study/*.py"))
+MODULES = [f"{p.parent.name}.{p.stem}" for p in FILES if "\nif __name__" in p.read_text()]
+
+
+def first_imports(notebook):
+    sources = (c.source for c in nbformat.read(notebook, 4).cells if c.cell_type == "code")
+    return "\n".join(re.findall(r"^(?:import|from) .*", "\n".join(sources), re.MULTILINE))
+
+
+WAITING = [
+    ("import rgflow_core", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ("import rgflow_core", {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ("import rgflow_core", {"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
+    *((f"import {name}", {}, {"OMP_WAIT_POLICY": "PASSIVE"}) for name in MODULES),
+    *((first_imports(path), {}, {"OMP_WAIT_POLICY": "PASSIVE"}) for path in NOTEBOOKS),
+]
+IDS = ["package", "policy", "count", *MODULES, *(path.stem for path in NOTEBOOKS)]
+
+
+@pytest.mark.parametrize(("start", "given", "wanted"), WAITING, ids=IDS)
+def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(
+    start, given, wanted
+):
+    """In every command and every notebook."""
     code = """if 1:
         import json, os, sys
         class Finder:
@@ -72,9 +92,10 @@ def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(
                     print(json.dumps({k: v for k, v in os.environ.items() if "OMP_" in k}))
                     os._exit(0)
         sys.meta_path.insert(0, Finder)
-        import rgflow_core"""
-    clean = {k: v for k, v in os.environ.items() if "OMP_" not in k}
-    done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True)
+        exec(sys.argv[1])"""
+    clean = {k: v for k, v in os.environ.items() if "OMP_" not in k} | {"PYTHONPATH": "notebooks"}
+    command = [sys.executable, "-c", code, start]
+    done = subprocess.run(command, env=clean | given, cwd=ROOT, capture_output=True)
     assert json.loads(done.stdout) == wanted
 
 
@@ -101,6 +122,12 @@ def test_as_a_program(tmp_path):
     assert re.fullmatch(r"error: .*nan.*\n", done.stderr)
     assert done.stdout == ""
     assert files_below(tmp_path) == []
+
+
+def test_a_name_that_is_not_utf8():
+    name = os.fsdecode(b"caf\xe9")
+    assert cli.parse(train.Command, "", ["--data-root", name]).data_root == name
+    json.dumps(asdict(train.Settings(data_root=name)))
 
 
 @dataclass(frozen=True, config=cli.STRICT)
@@ -182,15 +209,25 @@ def test_flags_of_igf23_keep_their_defaults():
 TEST_RUN = ("--model", "tiny", "--test-mode", "--epochs", 1, "--batch-size", 64, "--workers", 0)
 
 
+def test_a_recipe_sets_the_knobs_that_were_not_typed(command, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "train", lambda settings, folder: asked.append(settings) or folder)
+    command(train, "--recipe", "lean8", "--batch-size", 4)
+    command(train)
+    chosen = asdict(asked[0])
+    assert {k: chosen[k] for k in train.LEAN8_RECIPE} == train.LEAN8_RECIPE | {"batch_size": 4}
+    assert replace(asked[1], data_root="data") == train.Settings()
+
+
 def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch, tmp_path):
-    original = train.dequantise
+    original = train.inputs
 
     def stopped(*arguments):
         signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "dequantise", stopped)
+        patch.setattr(train, "inputs", stopped)
         code, out, lines = command(train, *TEST_RUN)
     assert (code, lines[-1]) == (130, "interrupted")
     (folder,) = (tmp_path / "runs").iterdir()
@@ -232,17 +269,20 @@ def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch
 def test_a_closed_terminal_loses_nothing(tmp_path):
     """As the window of a shell is closed while its training runs."""
     code = f"""if 1:
+        import contextlib, sys
         from rgflow_core import cli, train
         train.MODELS["tiny"] = {TINY}
         batch_of = train.batch_of
-        def told(step, *arguments):
-            open("step", "w", encoding="utf-8").write(str(step))
+        def waiting(step, *arguments):
+            if step == 2:
+                print("waiting", flush=True)
+                with contextlib.suppress(OSError):
+                    sys.stdin.read()  # until there is no terminal
             return batch_of(step, *arguments)
-        train.batch_of = told
+        train.batch_of = waiting
         cli.run(train.main)"""
-    arguments = [*map(str, TEST_RUN[:3]), "--epochs", "999", "--device", "cpu"]
+    arguments = [*map(str, TEST_RUN[:3]), "--epochs", "9", "--device", "cpu"]
     ours, theirs = os.openpty()
-    os.set_blocking(ours, False)
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments], cwd=tmp_path, start_new_session=True,
         stdin=theirs, stdout=theirs, stderr=theirs,
@@ -251,16 +291,13 @@ def test_a_closed_terminal_loses_nothing(tmp_path):
         ),
     )  # fmt: skip
     os.close(theirs)
-    while not (tmp_path / "step").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-        with contextlib.suppress(BlockingIOError):
-            os.read(ours, 65536)
+    said = b""
+    while b"waiting" not in said:  # an error once the process has ended
+        said += os.read(ours, 65536)
     os.close(ours)
-    assert process.wait(60) == 129
+    assert process.wait() == 129
     (folder,) = (tmp_path / "runs").iterdir()
-    step = torch.load(train.latest_checkpoint(folder), weights_only=True)["step"]
-    assert step >= int((tmp_path / "step").read_text("utf-8"))
+    assert torch.load(train.latest_checkpoint(folder), weights_only=True)["step"] == 3
 
 
 def test_what_train_prints_can_be_resumed(command, tmp_path):
@@ -284,14 +321,42 @@ def test_two_runs_in_one_second(command, tmp_path, monkeypatch):
     assert names == {f"msds1_20260102_030405{more}" for more in ("", "_2", "_3")}
 
 
+def test_runs_started_at_the_same_moment_with_the_same_out(tmp_path):
+    """None is lost, and none writes into another's folder."""
+    code = f"""if 1:
+        from datetime import datetime
+        from types import SimpleNamespace
+        from rgflow_core import cli, train
+        train.MODELS["tiny"] = {TINY}
+        train.datetime = SimpleNamespace(now=lambda: datetime(2026, 1, 2, 3, 4, 5))
+        print("ready", flush=True)
+        input()
+        cli.run(train.main)"""
+    command = [sys.executable, "-c", code, *map(str, TEST_RUN), "--out=deep/x", "--device=cpu"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    processes = [subprocess.Popen([*command, "--seed", str(k)], **pipes) for k in range(3)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    finals = [tmp_path / process.communicate()[0].splitlines()[-1] for process in processes]
+    names = {path.parent.name for path in finals}
+    assert names == {f"msds1_20260102_030405{more}" for more in ("", "_2", "_3")}
+    for seed, final in enumerate(finals):
+        assert load(final).metadata["seed"] == seed
+        assert [line["step"] for line in metrics(final.parent)] == [2, 2]
+
+
 def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, monkeypatch):
+    """And evaluated and sampled, at its own size."""
     pictures = tmp_path / "home" / "pictures"
     for split in datasets.SPLITS:
         (pictures / split).mkdir(parents=True)
         for n in range(2):
             Image.new("RGB", (32, 32), (n, 50, 9)).save(pictures / split / f"{n}.png")
     monkeypatch.chdir(pictures.parent)
-    arguments = ("--dataset", "folder", "--data-root", "pictures", "--img-samples", 1)
+    arguments = ("--dataset", "folder", "--data-root", "pictures", "--image-size", 16)
     code, out, _ = command(train, *TEST_RUN[:2], *TEST_RUN[3:], *arguments)
     assert code == 0
     final = pictures.parent / out.splitlines()[-1]
@@ -299,7 +364,20 @@ def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, mo
     assert load(final).metadata["settings"]["data_root"] == str(pictures)
     assert command(train, "--resume", final, "--epochs", 2)[0] == 0
     assert command(evaluate, final)[0] == 0
+    assert command(sample, final, "--n", 1)[0] == 0
+    assert Image.open("samples.png").size == (16, 16)
+    code, _, (line,) = command(train, "--resume", final, "--image-size", 32)
+    assert (code, "image_size 16 -> 32" in line) == (2, True)
     assert not (tmp_path / "data").exists()
+    Image.new("RGB", (32, 32)).save(pictures / "train" / "0.png")
+    for file in (final, final.parent / "ckpt" / "rgflow_ep002.pth"):
+        code, _, lines = command(evaluate, file)
+        assert (code, "other training pictures now" in lines[-1]) == (0, True)
+    Image.new("RGB", (32, 32), (0, 50, 9)).save(pictures / "train" / "0.png")
+    assert not any("note" in line for line in command(evaluate, file)[2])
+    (pictures / "train").rename(tmp_path / "train")
+    assert command(evaluate, file)[0] == 0
+    (tmp_path / "train").rename(pictures / "train")
     pictures.rename(tmp_path / "moved")
     code, _, (line,) = command(train, "--resume", final, "--epochs", 3)
     assert (code, str(pictures) in line, "--data-root" in line) == (2, True, True)
@@ -333,16 +411,18 @@ def trained(tmp_path):
     flow = small_flow(torch.float32, image_size=32, channels=3, subnet="lean", coupling_layers=1)
     (tmp_path / "elsewhere").mkdir()
     settings = {"dataset": "msds2", "data_root": str(tmp_path / "elsewhere")}
-    checkpoints.save(flow, Prior(), tmp_path / "trained.safetensors", {"settings": settings})
+    checkpoints.save(
+        PictureModel(flow, Prior()), tmp_path / "trained.safetensors", {"settings": settings}
+    )
     return tmp_path / "trained.safetensors"
 
 
 def test_the_data_are_those_of_the_file_unless_a_flag_says_otherwise(trained, command, monkeypatch):
     asked, original = [], datasets.load_split
 
-    def spy(name, split, root, limit):
+    def spy(name, split, root, *more, **named):
         asked.append((name, str(root)))
-        return original(name, split, root, limit)
+        return original(name, split, root, *more, **named)
 
     monkeypatch.setattr(datasets, "load_split", spy)
     elsewhere = str(trained.parent / "elsewhere")
@@ -360,6 +440,20 @@ def test_the_data_are_those_of_the_file_unless_a_flag_says_otherwise(trained, co
     (trained.parent / "elsewhere").rmdir()  # nothing is drawn where a file from elsewhere says
     assert command(evaluate, trained, "--limit", 2)[0] == 0
     assert asked == [("msds2", "data")]
+
+
+@pytest.mark.parametrize("module", [evaluate, sample], ids=lambda m: m.__name__)
+def test_what_another_command_wrote_meanwhile_stays(module, trained, command, monkeypatch):
+    def meanwhile(*arguments):
+        (trained.parent / "x.png").write_text("precious")
+        return original(*arguments)
+
+    original = module.cli.ModelFile.load
+    monkeypatch.setattr(module.cli.ModelFile, "load", meanwhile)
+    more = ("--limit", 2) if module is evaluate else ("--n", 1)
+    code, _, (*_, line) = command(module, trained, "--out", "x.png", *more)
+    assert (code, "x.png exists" in line) == (2, True)
+    assert (trained.parent / "x.png").read_text() == "precious"
 
 
 @pytest.mark.parametrize(

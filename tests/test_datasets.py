@@ -38,8 +38,8 @@ def caches(tmp_path_factory, monkeypatch):
     return folder
 
 
-def load(name, split, root, limit=None, workers=2):
-    return datasets.load_split(name, split, root, limit, workers, progress=False)
+def load(name, split, root, limit=None, workers=2, size=32):
+    return datasets.load_split(name, split, root, limit, workers, False, size)
 
 
 def arrays(data):
@@ -306,13 +306,13 @@ def fill(folder, count=20):
         smooth(40, 50, seed=i).save(folder / f"{i:03d}.png")
 
 
-def bicubic(image):
-    """Largest centred square, resized to 32, as the test understands it."""
+def bicubic(image, size=32):
+    """Largest centred square, resized, as the test understands it."""
     width, height = image.size
     edge = min(width, height)
     left, top = round((width - edge) / 2), round((height - edge) / 2)
     square = image.crop((left, top, left + edge, top + edge))
-    return np.asarray(square.resize((32, 32), Image.Resampling.BICUBIC))
+    return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def test_folder_is_split_by_name(tmp_path):
@@ -323,6 +323,34 @@ def test_folder_is_split_by_name(tmp_path):
     parts["train"] = [i for i in range(20) if i % 10 < 8]
     for split, numbers in parts.items():
         assert np.array_equal(arrays(load("folder", split, tmp_path)), expected[numbers])
+
+
+@pytest.mark.parametrize("size", [4, 16, 40, 64])
+def test_folder_at_another_size(size, tmp_path, monkeypatch, capsys):
+    """Each size has a cache of its own; what is enlarged is said, once."""
+    fill(tmp_path, 10)
+    first = load("folder", "train", tmp_path)
+    images = load("folder", "train", tmp_path, size=size)
+    expected = [bicubic(smooth(40, 50, seed=i), size) for i in range(8)]
+    assert np.array_equal(arrays(images), np.stack(expected))
+    assert ("64 x 64, enlarged: 8 of 8" in capsys.readouterr().err) == (size > 40)
+    monkeypatch.setattr(pictures, "read", None)
+    assert load("folder", "train", tmp_path).fingerprint == first.fingerprint
+    assert load("folder", "train", tmp_path, size=size).fingerprint == images.fingerprint
+    assert capsys.readouterr().err == ""
+
+
+def test_pictures_that_memory_does_not_hold(tmp_path, monkeypatch):
+    """They are refused before one is read, and what would fit is said and fits."""
+    fill(tmp_path, 20)
+    monkeypatch.setattr(datasets, "MEMORY", 10 * 3 * 64**2)
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "read", None)
+        message = said_by(load, "folder", "train", tmp_path, size=128)
+    for words in ("16 pictures of 128 x 128", "2 would fit", "--image-size 32"):
+        assert words in message
+    assert len(load("folder", "train", tmp_path, size=32).images) == 16
+    assert len(load("folder", "val", tmp_path, size=128).images) == 2
 
 
 def test_folder_with_splits_of_its_own(tmp_path, capsys):
@@ -608,6 +636,13 @@ def test_torchvision_advises_nothing(tmp_path, mnist):
         assert "download" not in said_by(load, name, "train", tmp_path / "empty")
 
 
+def test_without_workers_there_is_no_other_thread(small_msds, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "ThreadPoolExecutor", None)
+    fill(tmp_path, 10)
+    assert len(load("msds1", "test", tmp_path, workers=0).images) == 20
+    assert len(load("folder", "train", tmp_path, workers=np.int64(0)).images) == 8
+
+
 def test_numpy_numbers(small_msds, tmp_path):
     whole = load("msds1", "test", tmp_path, limit=np.int64(3), workers=np.uint8(1))
     assert len(whole.images) == 3
@@ -649,7 +684,7 @@ def test_too_few_pictures(tmp_path):
 def test_a_set_of_ones_own_is_made_once(tmp_path, monkeypatch, capsys):
     made = []
 
-    def make(split, root, workers, progress):
+    def make(split, root, *_):
         made.append(split)
         return {"images": np.full((4, 32, 32, 1), 7, np.uint8)}
 

@@ -3,31 +3,46 @@
 import numpy as np
 import pytest
 
+from rgflow_core import msds
 from study import entropy
 
 
-def test_parts():
-    one, two = (entropy.bits(name, angles=2**10, draws=2000) for name in ("msds1", "msds2"))
-    for parts, colour in ((one, 3 * np.log2(65)), (two, 24)):
-        assert parts["colour"] == pytest.approx(colour)
-        assert parts["position"] == pytest.approx(np.log2(9))
-        ellipse = parts["colour"] + parts["position"] + parts["raster"]
-        assert parts["picture"] == pytest.approx(parts["global"] + 16 * ellipse)
-        assert parts["bpd"] == parts["picture"] / 3072
-    # A grid of 2^10 angles cannot tell apart more rasters than that, nor far fewer.
-    assert 9 < one["raster"] <= 10
-    assert two["raster"] == one["raster"] - 2
-    with pytest.raises(ValueError, match="set must be one of"):
-        entropy.bits("msds3")
+def ellipses(angles, colour):
+    """Labels of 16 ellipses a picture in the middle of their tiles, one for each angle."""
+    label = np.zeros((len(angles) // 16, 4, 4, 6))
+    label[..., :2] = msds.TILE * np.stack(np.indices((4, 4)), -1)
+    label[..., 2] = angles.reshape(-1, 4, 4)
+    label[..., 3:] = colour
+    return label
 
 
-def test_global_factor():
-    """Mutual information of base and 16 sums, against its closed form for a wide base.
+@pytest.mark.parametrize("colour", [(60, 25, 10), (9, 3, 0)])
+def test_cells_give_the_entropy_of_the_rasters_of_a_fine_grid(colour):
+    angles = 2**15
+    labels = ellipses(180 * np.arange(angles) / angles, colour)
+    tiles = msds.render(labels).reshape(-1, 4, 8, 4, 8, 3).transpose(0, 3, 1, 2, 4, 5)
+    counts = np.unique(tiles.reshape(angles, -1), axis=0, return_counts=True)[1]
+    wanted = -(counts / angles * np.log2(counts / angles)).sum()
+    drawn = np.random.default_rng(0).uniform(0, 180, 512)
+    bits = -np.log2(entropy.cells(ellipses(drawn, colour)) / 180)
+    # The grid does not tell apart all rasters of the first colour, by 0.05 bits or less.
+    assert bits.mean() == pytest.approx(wanted, abs=0.05 + 3 * bits.std() / 512**0.5)
 
-    Given the sums the base is uniform over 65 - (max - min of the jitter) values.
-    """
-    rng = np.random.default_rng(1)
-    jitter = rng.integers(-32, 33, (20_000, 16))
-    left = np.log2(65 - np.ptp(jitter, 1)).mean()
-    shared = entropy.bits("msds1", angles=16, draws=20_000)["global"]
-    assert shared == pytest.approx(3 * (np.log2(192) - left), abs=0.35)  # base's own ends: less
+
+def test_a_black_ellipse_can_be_turned_anywhere_and_covers_what_lies_below():
+    labels = ellipses(np.full(16, 20.0), (200, 120, 60))
+    alone = entropy.cells(labels)
+    labels[0, 1, 1, 3:] = 0
+    assert entropy.cells(labels)[0, 1, 1] == 180
+    labels[0, 2, 2, :2] -= 4  # over a part of it
+    assert (entropy.cells(labels) > 1.5 * alone).sum() >= 1
+
+
+@pytest.mark.parametrize("name", msds.SETS)
+def test_parts(name):
+    parts = {part: mean["value"] for part, mean in entropy.bits(name, 8).items()}
+    assert parts["picture"] == pytest.approx(sum(parts[k] for k in ("colour", "angle", "position")))
+    assert parts["bpd"] == pytest.approx(parts["picture"] / 3072)
+    # The global factor costs less than its own entropy, and never less than nothing.
+    own = 48 * np.log2({"msds1": 65, "msds2": 256}[name])
+    assert own <= parts["colour"] <= own + 3 * np.log2(192)

@@ -1,7 +1,6 @@
 """The explorer's pictures follow its controls; without a front end it is a picture."""
 
 import io
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,16 +14,17 @@ from rgflow_core.flow import lattice_levels
 from study import explore, fields
 
 
-@pytest.fixture
-def explorer() -> explore.Explorer:
-    torch.manual_seed(0)
-    config = RGFlowConfig(**TINY)
-    models = {
-        f"{name}_laplace": PictureModel(randomise(RGFlow(config), seed), Prior("laplace"))
-        for seed, name in enumerate(("msds1", "msds2"))
-    }
-    sources = {name: torch.randint(256, (3, 3, 32, 32)).byte() for name in models}
+def explorer_of(*names, size=32, channels=3):
+    config = RGFlowConfig(size, channels, **TINY)
+    flows = {name: randomise(RGFlow(config), seed) for seed, name in enumerate(names)}
+    models = {name: PictureModel(flow, Prior()) for name, flow in flows.items()}
+    sources = {name: torch.randint(256, (3, *config.shape)).byte() for name in names}
     return explore.Explorer(models, sources)
+
+
+@pytest.fixture
+def explorer():
+    return explorer_of("msds1_laplace", "msds2_laplace")
 
 
 def shown(explorer):
@@ -53,71 +53,82 @@ def test_a_control_changes_its_pictures_and_no_others(explorer, control, value, 
     assert {name for name in before if before[name] != after[name]} == changed
 
 
-@pytest.mark.parametrize("level", range(4))
-def test_the_latent_nearest_to_the_place_is_shown_and_ringed(explorer, level):
-    explorer.level.value, explorer.colour.value = level, 2
-    explorer.row.value, explorer.column.value = 26, 10
-    colour, *place = explorer.position
-    assert colour == 2
-    here = lattice_levels(32, 4) == level
-    assert here[tuple(place)]
-    distances = [(i - 26) ** 2 + (j - 10) ** 2 for i, j in here.nonzero().tolist()]
-    assert (place[0] - 26) ** 2 + (place[1] - 10) ** 2 == min(distances)
-    assert explorer.field()[place[0] * 8, place[1] * 8].tolist() == [0, 255, 255]
+def test_the_latent_nearest_to_the_place_is_shown_and_ringed(explorer):
+    explorer.colour.value, explorer.row.value, explorer.column.value = 2, 26, 10
+    for level in range(4):
+        explorer.level.value = level
+        colour, *place = explorer.position
+        here = (lattice_levels(32, 4) == level).nonzero().tolist()
+        assert colour == 2
+        assert place in here
+        distances = [(i - 26) ** 2 + (j - 10) ** 2 for i, j in here]
+        assert distances[here.index(place)] == min(distances)
+        assert explorer.field()[place[0] * 8, place[1] * 8].tolist() == [0, 255, 255]
 
 
 def test_differences_are_close_to_the_derivative(explorer):
     model = explorer._models["msds1_laplace"]
-    z, place = model.latents(explore._SAMPLES).double(), torch.tensor([explorer.position])
-    exact = fields.derivatives(model.flow.double(), z, place)[0].abs().sum(1).mean(0).float()
-    model.flow.float()
+    place = torch.tensor([explorer.position])
+    exact = fields.receptive_fields(model, place, explore._SAMPLES).mean(0)[0].float()
     assert torch.allclose(explorer.effect(), exact, rtol=0.02, atol=0.01 * float(exact.max()))
 
 
-def test_without_a_front_end_it_is_a_picture(explorer, capsys):
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 32), (1, 16), (1, 4)])
+def test_without_a_front_end_it_is_a_picture(channels, size, capsys):
+    """Of one channel in grey."""
+    explorer = explorer_of("mnist_laplace", channels=channels, size=size)
     assert not explore.listening()
     still = np.asarray(Image.open(io.BytesIO(explorer.still().data)))
-    assert still.shape[1] > still.shape[0] > 200
+    assert still.shape[2] == 3
+    assert size < 32 or still.shape[1] > still.shape[0] > 200
+    samples = explorer.samples()
+    assert (samples == samples[..., :1]).all() == (channels == 1)
     explorer._ipython_display_()
     assert "IPython.core.display.Image" in capsys.readouterr().out
 
 
-def test_explore_takes_all_models_of_a_folder(tmp_path, monkeypatch):
-    config = RGFlowConfig(**TINY)
-    for name in ("msds1_laplace", "msds2_gaussian"):
-        checkpoints.save(RGFlow(config), Prior("laplace"), tmp_path / f"{name}.safetensors", {})
-    pictures = torch.randint(256, (5, 3, 32, 32)).byte()
-    split = SimpleNamespace(images=pictures)
-    monkeypatch.setattr(explore.datasets, "load_split", lambda *_: split)
-    explorer = explore.explore(tmp_path)
-    assert explorer.model.options == ("msds1_laplace", "msds2_gaussian")
+@pytest.fixture
+def asked(monkeypatch):
+    """The pictures that were asked for."""
+    asked, original = [], explore.datasets.load_split
+
+    def spy(name, split, root, limit, size):
+        asked.append((name, split, str(root), size))
+        return original("msds1", split, limit=limit)
+
+    monkeypatch.setattr(explore.datasets, "load_split", spy)
+    return asked
+
+
+def saved(path, dataset, **config):
+    model = PictureModel(RGFlow(RGFlowConfig(**TINY | config)), Prior())
+    settings = {"dataset": dataset, "data_root": "own"}
+    checkpoints.save(model, path, {"settings": settings} if dataset else {})
+
+
+def test_explore_takes_all_models_of_a_folder_or_one_file(tmp_path, asked):
+    """Whatever their names; their pictures are those of the set that they were trained on."""
+    for name, dataset in {"a": "msds1", "msds1_laplace": "msds2"}.items():
+        saved(tmp_path / f"{name}.safetensors", dataset)
+    (tmp_path / "factors.safetensors").write_text("no model")
+    explorer = explore.explore(tmp_path, sources=5)
+    assert explorer.model.options == ("a", "msds1_laplace")
     assert explorer.fine.max == 4
+    assert asked == [("msds1", "test", "data", 32), ("msds2", "test", "data", 32)]
+
+    own = tmp_path / "own" / "model.safetensors"
+    saved(own, "folder")
+    for weights, root in ((own, None), (own.parent, "elsewhere")):
+        assert explore.explore(weights, root).model.options == ("model",)
+        assert asked.pop() == ("folder", "test", root or "own", 32)
 
 
-def test_one_channel_is_shown_in_grey():
-    model = PictureModel(randomise(RGFlow(RGFlowConfig(**TINY, channels=1))), Prior())
-    sources = {"mnist_laplace": torch.randint(256, (3, 1, 32, 32)).byte()}
-    explorer = explore.Explorer({"mnist_laplace": model}, sources)
-    for draw, _ in explorer.panels.values():
-        assert draw().shape[2] == 3
-    samples = explorer.samples()
-    assert (samples == samples[..., :1]).all()
-    assert Image.open(io.BytesIO(explorer.still().data)).mode == "RGB"
-
-
-def test_explore_says_which_files_it_looked_for(tmp_path):
-    (tmp_path / "mine.safetensors").touch()
-    with pytest.raises(UserError, match=r"no msds\*\.safetensors"):
+def test_explore_refuses_what_does_not_fit(tmp_path, asked):
+    with pytest.raises(UserError, match="safetensors of a model"):
         explore.explore(tmp_path)
-
-
-def test_a_models_pictures_are_of_the_set_it_was_trained_on(tmp_path, monkeypatch):
-    settings, asked = {"settings": {"dataset": "msds2"}}, []
-    flow = RGFlow(RGFlowConfig(**TINY))
-    checkpoints.save(flow, Prior(), tmp_path / "msds1_laplace.safetensors", settings)
-    original = explore.datasets.load_split
-    monkeypatch.setattr(
-        explore.datasets, "load_split", lambda name, *a: asked.append(name) or original(name, *a)
-    )
-    explore.explore(tmp_path, tmp_path, sources=2)
-    assert asked == ["msds2"]
+    saved(tmp_path / "a.safetensors", None)
+    with pytest.raises(UserError, match="does not say its data set"):
+        explore.explore(tmp_path)
+    saved(tmp_path / "b.safetensors", "folder", image_size=16)
+    with pytest.raises(UserError, match="models of 2 shapes; give the file of one"):
+        explore.explore(tmp_path)

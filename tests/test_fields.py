@@ -7,29 +7,33 @@ from support import small_flow
 
 from rgflow_core import PictureModel, Prior, RGFlowConfig
 from rgflow_core.flow import lattice_levels
-from rgflow_core.pixels import from_logit
+from rgflow_core.pixels import logit_log_derivative
 from study import cones, fields
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        {"subnet": "lean", "coupling": "nlsq", "channels": 3},
-        {"subnet": "published", "order": "paper", "first_parity": "odd"},
+        {"subnet": "lean", "coupling": "nlsq", "channels": 3, "image_size": 8},
+        {"subnet": "published", "order": "paper", "first_parity": "odd", "image_size": 16},
     ],
 )
 def test_a_receptive_field_is_the_mean_absolute_derivative(config):
-    flow = small_flow(image_size=16, **config)
+    flow = small_flow(**config)
     model = PictureModel(flow, Prior("gaussian"))
     positions = fields.choose(flow.config, 3, seed=1)
-    halves = fields.receptive_fields(model, positions, samples=4, seed=1, batch=1)
-    z, step = model.latents(4, seed=1), 1e-6
+    halves = fields.receptive_fields(model, positions, samples=2, seed=1)
+    exact = []
+    for y in flow.inverse(model.latents(2, seed=1))[0]:
+        # Generation's Jacobian is the inverse of that of inference.
+        jacobian = torch.autograd.functional.jacobian(lambda y: flow(y[None])[0][0], y)
+        jacobian = torch.linalg.inv(jacobian.reshape(y.numel(), -1))
+        jacobian *= torch.exp(-logit_log_derivative(y)).reshape(-1, 1)
+        exact.append(jacobian.abs().unflatten(0, y.shape).sum(0).unflatten(2, y.shape))
+    exact = torch.stack(exact)  # half, row and column, latent
     for h, level in enumerate(positions.tolist()):
         for k, position in enumerate(level):
-            shift = torch.zeros_like(z)
-            shift[(slice(None), *position)] = step
-            up, down = (from_logit(flow.inverse(z + s)[0], clip=False) for s in (shift, -shift))
-            wanted = ((up - down) / (2 * step)).abs().sum(1).unflatten(0, (2, 2)).mean(1)
+            wanted = exact[(..., *position)]
             torch.testing.assert_close(halves[:, h, k], wanted, rtol=1e-4, atol=1e-7)
             cone = cones.generation_cone(flow.config, *position[1:])
             assert (halves[:, h, k, ~cone] == 0).all()
@@ -61,9 +65,9 @@ def test_area_and_radius_of_known_maps():
 def test_the_interval_of_growth_holds_the_truth_as_often_as_it_says():
     random, held = np.random.default_rng(0), 0
     for _ in range(1000):
-        lengths = 5 * 1.8 ** np.arange(4) * (1 + 0.025 * random.normal(size=4))
-        # Two latents at each level whose mean and standard error are these.
-        pair = lengths[:, None] * (1 + 0.025 * np.array([1, -1]))
-        row = fields.growth(torch.from_numpy(pair))
+        # A middle level off the line, and a wider spread at the coarsest.
+        spread = 1 + np.array([[0.1], [0.2], [0.3]]) * random.normal(size=(3, 16))
+        row = fields.growth(torch.from_numpy(np.array([[5], [11], [5 * 1.8**2]]) * spread))
         held += row["low"] <= 1.8 <= row["high"]
-    assert 920 < held < 980  # two standard errors are 14
+    assert 930 < held < 970  # three standard errors are 20
+    assert row["n"] == 16

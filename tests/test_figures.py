@@ -27,7 +27,8 @@ def measured(sets, priors):
     parts += [("global colour", h) for h in four]
     # Quantity -> models; factors and levels; conditions.
     spec = {
-        "entropy": (sets, [("bpd", None)], [""]), "ceiling_area": (sets, any_one, [""]),
+        "entropy": (sets, [("bpd", None)], [""]),
+        **dict.fromkeys(("ceiling_area", "ceiling_radius"), (sets, any_one, [""])),
         "frechet_real": (sets, any_one, [60]),
         "prior_gap": (sets, [*((p, None) for p in ["all", *PLACES]), *levels], [""]),
         "prior_difference": (sets, [(f, None) for f in LESS], [""]),
@@ -37,10 +38,14 @@ def measured(sets, priors):
         "validation": ([*models, "msds1_gaussian_affine"], any_one, [20_000, 300_000]),
         "frechet": (models, any_one, [0.7, 1]),
         "bits_by_place": (models, [(p, None) for p in PLACES], [""]),
-        "growth": (models, [("area", None), ("radius", None)], [""]),
+        **dict.fromkeys(("growth", "growth_seeds"), ([*models, "random"], [("radius", None)], [""])),
         "separation": (models, [("trained", None), ("untrained", None)], [""]),
-        **dict.fromkeys(("bits_by_level", "area", "radius", "procedure_area"), (models, levels, [""])),
-        **dict.fromkeys(("probe", "intervention", "mixing"), (models, parts, [""])),
+        "separation_seeds": (models, [("trained", None)], [""]),
+        **dict.fromkeys(("area", "radius"), ([*models, "random"], levels, [""])),
+        **dict.fromkeys(("bits_by_level", "area_half", "procedure_area"), (models, levels, [""])),
+        **dict.fromkeys(
+            ("probe", "probe_untrained", "intervention", "mixing"), (models, parts, [""])
+        ),
         "touched": ([""], [("pixel", None)], [8, 16, 32]),
         "change_mean": ([""], [(c, None) for c in CHANGES], [""]),
         "change": ([""], [(c, None) for c in CHANGES], [1, 2]),

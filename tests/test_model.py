@@ -1,4 +1,5 @@
-"""Flow and prior together: a density known in closed form, noise and samples."""
+"""Flow and prior together: a density known in closed form, noise and samples; test_flow has
+published outputs."""
 
 import math
 
@@ -6,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from support import GOLDEN, NETWORKS, PRIORS, SCIPY, golden, lattice_normal, small_flow
+from support import NETWORKS, SCIPY, close, small_flow
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig
 from rgflow_core import model as module
 from rgflow_core.evaluate import evaluate, mean_and_error
 from rgflow_core.flow import lattice_levels
@@ -30,15 +31,6 @@ def random_model(dtype=torch.float32, prior=None, **config):
 # Densities
 
 
-@pytest.mark.parametrize("name", PRIORS)
-def test_golden_log_prob(name):
-    expected = golden(name)
-    model = PictureModel(load_published(GOLDEN / name), PRIORS[name])
-    log_prob = model.log_prob(expected["image"], expected["noise"])
-    known = expected["log_prob"] + expected["logit_log_det"]
-    torch.testing.assert_close(log_prob, known, rtol=1e-10, atol=1e-10)
-
-
 @pytest.mark.parametrize("network", NETWORKS)
 @each_prior
 def test_bits_per_dim_of_the_identity_in_closed_form(prior, network):
@@ -58,15 +50,18 @@ def test_bits_per_dim_of_the_identity_in_closed_form(prior, network):
 
 def test_terms_add_up_in_double_precision():
     model = random_model()
-    y = lattice_normal(model.flow, 4)
-    terms = model(y, torch.ones(4, dtype=torch.float64))
+    images = pictures(4)
+    y, logit_log_det, log_slope = model.transform(images, model.noise(torch.arange(4)))
+    terms = model(images, model.noise(torch.arange(4)))
     assert {term.dtype for term in terms} == {torch.float64}
     z, log_det = model.flow(y)
     torch.testing.assert_close(terms.flow, log_det.double())
     scale = math.sqrt(0.5)
     log_prior = stats.laplace(scale=scale).logpdf(z.detach().double()).sum((1, 2, 3))
     np.testing.assert_allclose(terms.prior.detach(), log_prior, rtol=1e-5)
-    assert torch.equal(terms.logit, torch.ones(4, dtype=torch.float64))
+    assert torch.equal(terms.logit, logit_log_det)
+    assert not log_slope.any()
+    assert not terms.noise.any()
 
 
 def test_density_and_samples_are_of_one_distribution():
@@ -99,10 +94,7 @@ def test_noise_is_a_function_of_the_image_not_of_its_batch():
     mixed = model.noise(torch.tensor([0, 1, 2]), 3, torch.tensor([2, 2, 5]))
     assert torch.equal(mixed[:2], whole[:2])
     assert not torch.equal(mixed[2], whole[2])
-    assert whole.flatten().unique().numel() > 0.999 * whole.numel()
     assert not torch.equal(model.noise(torch.arange(20), seed=4, epoch=2), whole)
-    assert stats.kstest(whole.flatten(), "uniform").pvalue > 1e-3
-
     images = pictures()
     noise = model.noise(torch.arange(6), seed=5)
     assert torch.equal(model.log_prob(images, seed=5), model.log_prob(images, noise))
@@ -117,13 +109,10 @@ def test_evaluation_does_not_depend_on_the_batch():
         parts = evaluate(model, images, seed=2, batch=batch, progress=False)
         torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
     torch.testing.assert_close(whole, model.bits_per_dim(images, seed=2).detach())
-
-
-def test_summary():
-    values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
-    expected = {"bpd": 3.0, "stderr": pytest.approx(stats.sem(values.numpy())), "images": 4}
-    assert mean_and_error(values) == expected
-    assert mean_and_error(values[:1]) == {"bpd": 1.0, "stderr": None, "images": 1}
+    row = mean_and_error(whole)
+    assert row["stderr"] == pytest.approx(stats.sem(whole.numpy()))
+    assert (row["bpd"], row["images"]) == (whole.mean().item(), 11)
+    assert mean_and_error(whole[:1]) == {"bpd": whole[0].item(), "stderr": None, "images": 1}
 
 
 # Samples
@@ -133,8 +122,6 @@ def test_samples_are_reproducible_in_any_batch():
     model = random_model()
     whole = model.sample(7, seed=1)
     assert whole.shape == (7, 3, 8, 8)
-    assert whole.min() >= 0
-    assert whole.max() <= 1
     assert not whole.requires_grad
     torch.testing.assert_close(model.sample(7, seed=1, batch=3), whole)
     torch.testing.assert_close(model.sample(3, seed=1), whole[:3])
@@ -145,47 +132,33 @@ def test_samples_are_reproducible_in_any_batch():
     torch.testing.assert_close(from_logit(y), whole)
     same, errors = model.sample_with_error(7, seed=1, batch=3)
     torch.testing.assert_close(same, whole)
-    assert errors.shape == (7,)
-    torch.testing.assert_close(
-        errors, (model.flow(y)[0] - latents).abs().amax((1, 2, 3)), rtol=0, atol=1e-5
-    )
+    close(errors, (model.flow(y)[0] - latents).abs().amax((1, 2, 3)).detach(), 1e-5)
     assert 0 < errors.max() < 1e-4
 
 
 @each_prior
-def test_latents_follow_the_prior(prior):
-    model = random_model(torch.float64, prior)
-    z = model.latents(200)
-    assert z.isfinite().all()
-    assert stats.kstest(z.flatten().numpy(), SCIPY[prior].cdf).pvalue > 1e-3
-
-
-@each_prior
-def test_the_rarest_latents_are_finite_and_symmetric(prior, monkeypatch):
-    model = random_model(torch.float64, prior)
-    extremes = []
+def test_latents_follow_the_prior(prior, monkeypatch):
+    """Also the rarest ones are finite, and symmetric."""
+    model, rarest = random_model(torch.float64, prior), []
+    assert stats.kstest(model.latents(200).flatten().numpy(), SCIPY[prior].cdf).pvalue > 1e-3
     for u in (0.0, 1 - 2.0**-24):
         monkeypatch.setattr(
             module, "uniform", lambda k, n, dtype, u=u: torch.full((len(k), n), u, dtype=dtype)
         )
-        extremes.append(model.latents(1))
-    assert extremes[0].isfinite().all()
-    torch.testing.assert_close(extremes[0], -extremes[1])
+        rarest.append(model.latents(1))
+    assert rarest[0].isfinite().all()
+    close(rarest[0], -rarest[1], 1e-9)
 
 
 def test_temperature_scales_the_latents():
     model = random_model(torch.float64)
     z = model.latents(5, seed=3)
-    torch.testing.assert_close(model.latents(5, temperature=0.3, seed=3), 0.3 * z)
-    fine, coarse = (lattice_levels(8, 4) == h for h in (0, 1))
+    close(model.latents(5, temperature=0.3, seed=3), 0.3 * z, 1e-9)
+    per_level = torch.tensor([0.2, 0.8], dtype=torch.float64)
     mixed = model.latents(5, temperature=(0.2, 0.8), seed=3)
-    torch.testing.assert_close(mixed[..., fine], 0.2 * z[..., fine])
-    torch.testing.assert_close(mixed[..., coarse], 0.8 * z[..., coarse])
-    cold, hot = model.sample(50, temperature=0.01), model.sample(50, temperature=1.0)
-    assert cold.std(0).mean() < 0.1 * hot.std(0).mean()
-    torch.testing.assert_close(
-        model.sample(5, (0.2, 0.8), seed=3), from_logit(model.flow.inverse(mixed)[0]).detach()
-    )
+    close(mixed, per_level[lattice_levels(8, 4)] * z, 1e-9)
+    y, _ = model.flow.inverse(mixed)
+    close(model.sample(5, (0.2, 0.8), seed=3), from_logit(y).detach(), 1e-9)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -18,32 +18,22 @@ def write(folder, *cells):
     return (folder / "n.html").read_text()
 
 
-def test_page_is_one_file_with_equations(tmp_path):
-    text = "# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n"
-    html = write(tmp_path, nbformat.v4.new_markdown_cell(text))
-    assert html.count("<math") == 2
+def test_page_is_one_file_with_equations_pictures_and_style_and_without_code(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    text = "# T\n\nwith $x^2$ and\n\n$$\\log p(x)$$\n\n![An alternative text](a.png)"
+    code = nbformat.v4.new_code_cell("secret = 1", outputs=[])
+    code.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "of $x$"})]
+    html = write(tmp_path, nbformat.v4.new_markdown_cell(text), code)
+    assert html.count("<math") == 3
     assert "$" not in html
-    assert "src=" not in html
+    (picture,) = re.findall(r'src="([^"]+)"', html)
+    assert base64.b64decode(picture.split(";base64,")[1]) == (tmp_path / "a.png").read_bytes()
+    assert 'alt="An alternative text"' in html
+    assert "secret" not in html
+    assert (page.TEMPLATES / "page" / "page.css").read_text().splitlines()[0] in html
 
 
 def test_page_refuses_what_would_be_loaded(tmp_path):
     with pytest.raises(UserError, match="would load"):
         write(tmp_path, nbformat.v4.new_markdown_cell('<img src="http://example.invalid/a.png">'))
     assert not (tmp_path / "n.html").exists()
-
-
-def test_pictures_of_markdown_are_part_of_the_page(tmp_path):
-    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
-    html = write(tmp_path, nbformat.v4.new_markdown_cell("![An alternative text](a.png)"))
-    (found,) = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
-    assert base64.b64decode(found) == (tmp_path / "a.png").read_bytes()
-    assert 'alt="An alternative text"' in html
-
-
-def test_code_is_left_out_and_style_is_in(tmp_path):
-    cell = nbformat.v4.new_code_cell("secret = 1", outputs=[])
-    cell.outputs = [nbformat.v4.new_output("display_data", {"text/markdown": "of $x$"})]
-    html = write(tmp_path, cell)
-    assert "secret" not in html
-    assert html.count("<math") == 1
-    assert (page.TEMPLATES / "page" / "page.css").read_text().splitlines()[0] in html

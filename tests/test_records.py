@@ -2,8 +2,10 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from support import TINY
 
@@ -18,7 +20,7 @@ ROOT = results.root()
 def test_the_plan_is_of_settings():
     for name, fields in records.plan(ROOT).items():
         settings = train.Settings(**train.LEAN_RECIPE | fields)
-        if not name.startswith(("ablation", "change")):
+        if not name.startswith(("ablation", "change", "tuning8")):
             assert settings.dataset in name
             assert settings.prior in name
     for name, fields in records.plan(ROOT, "shipped").items():
@@ -58,7 +60,9 @@ def test_make(planned, monkeypatch, capsys):
     fields |= {"val_images": 32, "data_root": str(ROOT / "data")}
     plan = {
         "shipped": {"common": fields, "runs": {"a": {}}},
+        "shipped8": {"recipe": "lean8", "common": fields, "runs": {"lean8": {"model": "lean"}}},
         "other": {"common": {}, "runs": {"b": fields | {"without_noise": True}}},
+        "seeds": {"common": fields, "runs": {"msds1_gaussian_seed1": {"seed": 1}}},
         "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
     }
     write_json(planned / records.PLAN, plan)
@@ -74,6 +78,10 @@ def test_make(planned, monkeypatch, capsys):
     assert record["test"]["images"] == 32, "as many as validate a run on few pictures"
     assert record["matrix_peak"] > 0
     assert (planned / "weights" / "a.safetensors").exists()
+    rounded = read_json(records.make("lean8", planned))
+    held = safetensors.torch.load_file(planned / "weights" / "lean8.safetensors")
+    assert {value.dtype for value in held.values()} == {torch.float16}
+    assert rounded["test"]["bpd"] != rounded["test_uniform_noise"]["bpd"]
     assert f"{record['test']['bpd']:.4f}" in (planned / "weights" / "README.md").read_text()
     bits = torch.load(planned / "runs" / "study" / "a" / "test_bits.pt", weights_only=True)
     assert bits.double().mean().item() == pytest.approx(record["test"]["bpd"], abs=1e-5)
@@ -82,6 +90,16 @@ def test_make(planned, monkeypatch, capsys):
     before = path.stat().st_mtime_ns
     assert records.make("a", planned) == path
     assert path.stat().st_mtime_ns == before, "a record is not made again"
+
+    def analyse(notebook, profile, weights, out):
+        assert Path(weights, "msds1_gaussian_seed1.safetensors").exists()
+        rows = [results.row("mixing", 1), results.row("radius", 2, level=1, low=1, high=3)]
+        rows = [results.row("separation", 0.5, factor="trained")] if notebook[:2] == "06" else rows
+        results.write(Path(out) / "results", notebook, rows)
+
+    monkeypatch.setattr(records.run, "run", analyse)
+    latents = read_json(records.make("msds1_gaussian_seed1", planned))["latents"]
+    assert latents == [["radius", 1, "", 2], ["separation", None, "trained", 0.5]]
     records.make("b", planned)
     assert not (planned / "weights" / "b.safetensors").exists()
     monkeypatch.setattr("sys.argv", ["records"])
@@ -89,7 +107,10 @@ def test_make(planned, monkeypatch, capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed[-1] == "change_bad", "those without a record are listed"
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
-    with pytest.raises(UserError, match="c is not a run of the study; those are: a, b, change_bad"):
+    with pytest.raises(
+        UserError,
+        match="c is not a run of the study; those are: a, lean8, b, msds1_gaussian_seed1, change_bad",
+    ):
         records.make("c", planned)
 
 
@@ -102,6 +123,7 @@ def write_record(root, name: str, bpd: float, **settings: object) -> None:
         "images_seen": 48,
         "parameters": 7,
         "matrix_peak": 1e9,
+        "latents": [["separation", None, "trained", bpd / 2]],
         "seconds": 60.0,
     }
     write_json(root / records.FOLDER / f"{name}.json", record)
@@ -129,6 +151,11 @@ def test_priors_are_compared_by_seed(planned):
     validation = records.table(planned, "seeds", "val")["val bpd"].tolist()
     assert validation == [11.0, 11.1, 11.2, 11.4], "not the test split"
     assert results.number(table, "seed_run", factor="pictures") == 48
+    assert results.number(table, "separation_seeds", model="msds1_laplace") == pytest.approx(0.625)
+    assert results.number(table, "separation_difference", model="msds1") == pytest.approx(0.075)
+    first = planned / records.FOLDER / "msds1_gaussian_seed1.json"
+    write_json(first, {k: v for k, v in read_json(first).items() if k != "latents"})
+    assert results.number(table_of(planned), "runs_missing", factor="seeds") == 9, "is made again"
 
 
 def test_changes_are_compared_by_seed_and_intervals_corrected(planned, monkeypatch):

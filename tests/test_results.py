@@ -46,6 +46,23 @@ def test_numbers_are_found_by_what_they_are(tmp_path):
         results.select(table, "area", colour=5)
 
 
+def test_a_toy_run_says_so_beside_what_is_stored(tmp_path, monkeypatch, capsys):
+    for name in ("notebooks", "rgflow_core"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    results.write("runs/default/results", "03_x", ROWS, images=1000, seeds=[1, 2])
+    results.collect("runs/default/results", "figures")
+    assert capsys.readouterr().out == ""
+    toy = [results.row("area", 30, "msds1_laplace", level=0), results.row("area", 2, "m", level=1)]
+    table = results.write("runs/toy/results", "03_x", toy, images=10, seeds=[1, 2])
+    assert capsys.readouterr().out == "Of a run with images = 10 (stored: 1000)\n"
+    here = results.beside(table)
+    assert here[["here", "stored"]].iloc[0].tolist() == [30, 31.1]
+    assert pd.isna(here["stored"].iloc[1])
+    spread = results.beside(table, columns="level")
+    assert spread.loc[("area", "msds1_laplace"), ("stored", 0)] == 31.1
+
+
 BAD = {"not finite": results.row("a", np.nan), "twice": results.row("area", 5, "msds1_laplace", 0)}
 
 

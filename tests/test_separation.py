@@ -1,6 +1,6 @@
 """Factors of pictures, and the score of their separation where it is known."""
 
-from types import SimpleNamespace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,13 +13,54 @@ from study import factors, separation
 def test_known_factors_add_up_to_the_targets():
     labels = np.random.default_rng(0).uniform(0, 200, (6, 4, 4, 6))
     wanted = factors.targets(labels)
-    split = separation.known_factors("msds1", labels)
+    split = separation.split_factors("msds1", factors.targets(labels))
     assert list(split) == ["global colour", "local position", "local angle", "local colour"]
     colour = split["local colour"].reshape(6, 3, 4, 4) + split["global colour"].reshape(6, 3, 1, 1)
     assert torch.allclose(colour, wanted[:, 4:], atol=1e-6)
-    angle = separation.known_factors("msds2", labels)
+    angle = separation.split_factors("msds2", factors.targets(labels))
     assert next(iter(angle)) == "global angle"
     assert torch.allclose(angle["local colour"].reshape(6, 3, 4, 4), wanted[:, 4:])
+    local, whole = (angle[f"{scope} angle"].unflatten(1, (2, -1)) for scope in ("local", "global"))
+    turned = torch.atan2(*local.unbind(1)) + torch.atan2(*whole.unbind(1))
+    assert torch.allclose(turned.sin(), wanted[:, 2].flatten(1), atol=1e-5)
+    assert torch.allclose(turned.cos(), wanted[:, 3].flatten(1), atol=1e-5)
+
+
+def known(set_name, shared, own, position):
+    """Factors of pictures whose ellipses have ``own`` added to what a picture shares."""
+    labels = np.zeros((len(shared), 4, 4, 6))
+    labels[..., :2] = position + msds.TILE * np.stack(np.indices((4, 4)), -1)
+    labels[..., 2:] = 100 + 40 * position[..., :1]  # what is not shared goes with the position
+    columns = {"msds1": slice(3, 6), "msds2": slice(2, 3)}[set_name]
+    labels[..., columns] = shared[:, None, None] + own
+    return separation.split_factors(set_name, factors.targets(labels))
+
+
+@pytest.fixture(params=msds.SETS)
+def factors_of(request):
+    """What makes factors of shared, own and position, and two draws of each; own parts cancel."""
+    random, width = np.random.default_rng(0), {"msds1": 3, "msds2": 1}[request.param]
+    shared = random.uniform(60, 180, (2, 300, width))
+    own = random.uniform(0, 22, (2, 300, 2, 4, width))
+    own = np.concatenate((own, -own), 2)
+    return partial(known, request.param), shared, own, random.integers(-1, 2, (2, 300, 4, 4, 2))
+
+
+def test_a_perfect_mixture_has_gone_all_the_way_in_the_global_factor_alone(factors_of):
+    make, (a, b), (own, other), (place, elsewhere) = factors_of
+    start, end, mixture = make(a, own, place), make(b, other, elsewhere), make(b, own, place)
+    for factor, value in mixture.items():
+        way = end[factor] - start[factor]
+        gone = ((value - start[factor]) * way).sum() / way.square().sum()
+        assert gone.item() == pytest.approx(float(factor.startswith("global")), abs=1e-4)
+
+
+def test_an_ideal_models_score_is_one(factors_of):
+    make, (a, b), (own, other), (place, elsewhere) = factors_of
+    before = make(a, own, place)
+    levels = make(a, other, elsewhere), make(b, own, place)
+    moved = [{k: (part[k] - v).abs().mean(1) for k, v in before.items()} for part in levels]
+    assert separation.score(moved)["value"] == pytest.approx(1, abs=1e-4)
 
 
 def changes(*rows):
@@ -41,9 +82,17 @@ def test_interval_of_the_score_is_that_of_the_spread_over_pictures():
     assert 0 <= spread["low"] < spread["value"] < spread["high"] <= 1
 
 
-def test_the_networks_readings_are_split_as_the_labels_are():
-    labels = msds.labels("msds2", "test", 0, 2)
-    net = SimpleNamespace(outputs=lambda _: factors.targets(labels))
-    read = separation.read_factors(net, "msds2", None)
-    known = separation.known_factors("msds2", labels)
-    assert all(torch.equal(read[name], known[name]) for name in known)
+def test_runs_of_one_seed_are_compared_and_means_are_over_seeds():
+    def record(prior, seed, value):
+        settings = {"dataset": "msds1", "prior": prior, "seed": seed}
+        return {"settings": settings, "latents": [["separation", None, "trained", value]]}
+
+    records = [record("gaussian", 1, 0.5), record("gaussian", 2, 0.7), record("laplace", 2, 0.6)]
+    mean, one = separation.over_seeds([*records, {"settings": records[0]["settings"]}])
+    assert (mean["quantity"], mean["model"], mean["n"]) == ("separation_seeds", "msds1_gaussian", 2)
+    assert mean["value"] == pytest.approx(0.6)
+    assert mean["low"] == pytest.approx(0.6 - 12.706 * 0.1, abs=1e-3)
+    assert (one["model"], one["low"]) == ("msds1_laplace", None), "one seed has no interval"
+    gap = separation.over_seeds([*records, record("laplace", 1, 0.3)])[-1]
+    assert (gap["quantity"], gap["model"]) == ("separation_difference", "msds1")
+    assert gap["value"] == pytest.approx(-0.15)

@@ -1,13 +1,11 @@
-"""Intervals hold the truth as often as they say; bounds and measures of known densities."""
-
-import math
+"""Intervals hold the truth as often as they say; bounds."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from study import sparsity, statistics
+from study import statistics
 
 
 def test_means_and_paired_differences_are_scipys():
@@ -42,22 +40,3 @@ def test_importance_weighted_bounds():
     dim = 2  # few enough to average densities without logarithms
     wanted = -torch.log2((2.0 ** (-dim * draws.double())).mean(0)) / dim
     torch.testing.assert_close(statistics.importance_weighted(draws, dim), wanted)
-
-
-@pytest.mark.parametrize("family", ["normal", "laplace"])
-def test_kurtosis_and_hoyer_of_known_densities(family):
-    draws = torch.from_numpy(getattr(np.random.default_rng(0), family)(size=(1000, 500)))
-    row = sparsity.excess_kurtosis(draws)
-    kurtosis, hoyer = {"normal": (0, 1 - math.sqrt(2 / math.pi)), "laplace": (3, 1 - 0.5**0.5)}[
-        family
-    ]
-    assert row["low"] - 0.05 < kurtosis < row["high"] + 0.05
-    assert 0 < row["high"] - row["low"] < 0.3
-    assert sparsity.hoyer(draws).mean().item() == pytest.approx(hoyer, abs=0.02)
-
-
-def test_hoyer_at_its_ends():
-    one = torch.zeros(1, 16)
-    one[0, 3] = -2
-    assert sparsity.hoyer(one).item() == pytest.approx(1)
-    assert sparsity.hoyer(-torch.ones(1, 16)).item() == pytest.approx(0, abs=1e-6)

@@ -5,11 +5,13 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+from support import files_below
 
 from rgflow_core.errors import UserError
 from study import results, run
@@ -28,6 +30,7 @@ def test_notebook_form(path):
         assert cell.execution_count, "run `make notebooks`"
         ignored = "nbval-ignore-output" in cell.metadata.get("tags", [])
         assert ignored == ("# NBVAL_IGNORE_OUTPUT:" in cell.source), "an ignored cell says why"
+        assert "split_name" not in cell.source, "a model's data set is its file's, not its name's"
         assert path.stem[:2] == "07" or "figures" not in re.findall(r"import (.*)", cell.source)
 
 
@@ -93,65 +96,59 @@ def study(tmp_path, monkeypatch):
     profiles |= {"fine": {}, "typo": {"n": {"prblem": 1}}}
     (tmp_path / run.PROFILES).write_text(yaml.safe_dump(profiles))
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
-def test_run_leaves_the_executed_copy_when_it_is_done(study, capfd):
+def test_a_notebook_is_run(study, capfd):
+    """The executed copy appears when it is done; else it is said what failed and where it is."""
     assert run.run("n", "fine", "msds1_laplace") == Path("runs/fine/n_msds1_laplace.ipynb")
     assert "n_msds1_laplace: whole runs/fine laplace\n" in capfd.readouterr().out
-    assert [path.name for path in (study / "runs" / "fine").iterdir()] == ["n_msds1_laplace.ipynb"]
+    assert files_below(Path("runs/fine")) == ["n_msds1_laplace.ipynb"]
+    assert run.run("n", "fine", out="runs/of/one") == Path("runs/of/one/n.ipynb")
+    for problem in ("input", "bug"):
+        says = rf"n failed: .*{problem}.*; as far as it came it is in"
+        with pytest.raises(UserError, match=says):
+            run.run("n", problem)
+        assert ("KeyError" in capfd.readouterr().out) == (problem == "bug"), "with its traceback"
+        (partial,) = Path("runs", problem).iterdir()
+        assert json.loads(partial.read_text())["cells"]
+    for profile, says in (("typo", "no parameters prblem"), ("x", "profile must be one of")):
+        with pytest.raises(UserError, match=says):
+            run.run("n", profile)
 
 
-@pytest.mark.parametrize("problem", ["input", "bug"])
-def test_run_says_what_failed_and_where_it_is(study, capfd, problem):
-    with pytest.raises(UserError, match=rf"n failed: .*{problem}.*; as far as it came it is in"):
-        run.run("n", problem)
-    assert ("KeyError" in capfd.readouterr().out) == (problem == "bug"), "a bug has its traceback"
-    (partial,) = (study / "runs" / problem).iterdir()
-    assert json.loads(partial.read_text())["cells"]
-
-
-@pytest.mark.parametrize(("profile", "why"), [("typo", "no parameters prblem"), ("x", "must be")])
-def test_run_refuses_what_it_does_not_know(study, profile, why):
-    with pytest.raises(UserError, match=why):
-        run.run("n", profile)
-
-
-def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "CONDA"))}
-    command = ["make", *arguments]
-    return subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
+NAMES = ["01_data", "02_training_msds1_gaussian", "02_training_msds1_laplace"]
+NAMES += ["03_bpd_evaluation", "04_sparsity", "05_receptive_fields", "06_latent_space"]
+FIGURES = set(re.findall(r"fig\d\d_\w+", (ROOT / "Makefile").read_text()))
+PRODUCTS = [(name, f"results/{name}.{kind}") for name in NAMES for kind in ("csv", "json", "npz")]
+PRODUCTS += [(name, f"models/{name[12:]}.safetensors") for name in NAMES[1:3]]
+# Arrays are of those with pictures alone, but it does no harm.
+KINDS = ("png", "pdf", "csv", "npz")
+PRODUCTS += [("07_figures", f"figures/{name}.{kind}") for name in FIGURES for kind in KINDS]
 
 
 @pytest.fixture
 def built(tmp_path):
     """A copy of what make looks at, after `make reproduce PROFILE=smoke` with stand-in products."""
     shutil.copy(ROOT / "Makefile", tmp_path)
-    version = ".".join(os.sys.version.split(".")[:2])
-    (tmp_path / ".venv" / "lib" / f"python{version}").mkdir(parents=True)
-    sources = ["requirements.lock", "pyproject.toml", "data/ledger.json", "data/published.json"]
-    for pattern in ("rgflow_core/*.py", "notebooks/*.ipynb", "notebooks/study/**/*.*"):
-        sources += [str(path.relative_to(ROOT)) for path in ROOT.glob(pattern) if path.is_file()]
-    named = set(re.findall(r"fig\d\d_\w+", (ROOT / "Makefile").read_text()))
-    kinds = ("png", "pdf", "csv", "npz")  # of those with pictures alone, but it does no harm
-    figures = [f"07_figures figures/{name}.{kind}" for name in named for kind in kinds]
-    names = ["01_data", "02_training_msds1_gaussian", "02_training_msds1_laplace"]
-    names += ["03_bpd_evaluation", "04_sparsity", "05_receptive_fields", "06_latent_space"]
-    products = [f"{n} results/{n}.{kind}" for n in names for kind in ("csv", "json", "npz")]
-    products += [f"{names[k]} models/{names[k][12:]}.safetensors" for k in (1, 2)] + figures
-    files = [f"runs/smoke/{line.split()[1]}" for line in products]
-    ends = [f"runs/smoke/{name}.ipynb" for name in (*names, "07_figures")]
-    for age, name in enumerate(
-        [*sources, ".venv/installed", *files, *ends, "runs/smoke/report.html"]
-    ):
+    (tmp_path / ".venv" / "lib" / "python{}.{}".format(*sys.version_info)).mkdir(parents=True)
+    patterns = ("requirements.lock", "pyproject.toml", "data/*.json", "rgflow_core/*.py")
+    patterns += ("notebooks/*.ipynb", "notebooks/study/**/*.*")
+    paths = [path.relative_to(ROOT) for pattern in patterns for path in ROOT.glob(pattern)]
+    ends = [file for _, file in PRODUCTS] + [f"{name}.ipynb" for name in [*NAMES, "07_figures"]]
+    paths += [".venv/installed", *(f"runs/smoke/{file}" for file in [*ends, "report.html"])]
+    for age, name in enumerate(paths):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
-    return tmp_path, [line.split() for line in products]
+    return tmp_path
 
 
-def remade(folder: Path) -> set[str]:
-    done = make(folder, "-n", "reproduce", "PROFILE=smoke")
+def remade(folder):
+    """What `make reproduce` would run."""
+    done = subprocess.run(
+        ["make", "-n", "reproduce", "PROFILE=smoke"], cwd=folder, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "CONDA"))},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     runs = re.findall(r"study\.run (\w+) --profile smoke(?: --model (\w+))?", done.stdout)
     return {"_".join(filter(None, names)) for names in runs} | set(
@@ -160,16 +157,15 @@ def remade(folder: Path) -> set[str]:
 
 
 def test_make_remakes_what_is_missing_and_nothing_else(built):
-    folder, products = built
-    assert remade(folder) == set(), "a second make does nothing"
-    kinds = {(name[:2], Path(file).suffix): (name, file) for name, file in sorted(products)[::-1]}
+    assert remade(built) == set(), "a second make does nothing"
+    kinds = {(name[:2], Path(file).suffix): (name, file) for name, file in sorted(PRODUCTS)[::-1]}
     for name, file in kinds.values():
-        path = folder / "runs" / "smoke" / file
-        path.rename(folder / "aside")
-        assert {name, "07_figures", "study.page"} <= remade(folder), file
-        (folder / "aside").rename(path)
-    (folder / "runs" / "smoke" / "04_sparsity.ipynb").unlink()
-    assert remade(folder) == {"04_sparsity", "07_figures", "study.page"}, "and goes on from there"
+        path = built / "runs" / "smoke" / file
+        path.rename(built / "aside")
+        assert {name, "07_figures", "study.page"} <= remade(built), file
+        (built / "aside").rename(path)
+    (built / "runs" / "smoke" / "04_sparsity.ipynb").unlink()
+    assert remade(built) == {"04_sparsity", "07_figures", "study.page"}, "and goes on from there"
 
 
 @pytest.mark.parametrize(
@@ -185,16 +181,43 @@ def test_make_remakes_what_is_missing_and_nothing_else(built):
     ],
 )
 def test_a_change_of_style_reruns_no_analysis(built, changed, again):
-    folder, _ = built
-    (folder / changed).touch()
-    assert remade(folder) == again
+    (built / changed).touch()
+    assert remade(built) == again
+
+
+PYTHON3 = """#!/bin/sh
+case "$2" in
+*print*) echo $STUB ;;
+*exit*) test $STUB != 3.10 ;;
+venv) mkdir -p .venv/bin .venv/lib/python$STUB && ln -sf /bin/true .venv/bin/python ;;
+esac
+"""
+
+
+def test_make_says_that_a_python_is_too_old_and_takes_a_newer_one_later(tmp_path, monkeypatch):
+    """Whatever an older one has left in .venv."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python3").write_text(PYTHON3)
+    (tmp_path / "bin" / "python3").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / ".venv" / "lib" / "python3.10").mkdir(parents=True)
+    monkeypatch.setenv("STUB", "3.10")
+    done = make(tmp_path, "setup")
+    assert done.returncode != 0
+    assert "error: python3 is 3.10 here; wanted is 3.11 or later" in done.stderr
+    for version in ("3.11", "3.12"):
+        monkeypatch.setenv("STUB", version)
+        assert make(tmp_path, "setup").returncode == 0
+        assert (tmp_path / ".venv" / "lib" / f"python{version}").exists()
+        assert "venv" not in make(tmp_path, "setup").stdout, "once"
 
 
 def test_figures_of_make_are_the_committed_ones_with_their_data():
-    named = set(re.findall(r"fig\d\d_\w+", (ROOT / "Makefile").read_text()))
-    assert len(named) <= 12
+    assert len(FIGURES) <= 12
     there = {path.name for path in (ROOT / "figures").glob("fig*") if path.suffix != ".npz"}
-    assert there == {f"{name}.{kind}" for name in named for kind in ("csv", "pdf", "png")}
+    assert there == {f"{name}.{kind}" for name in FIGURES for kind in KINDS[:3]}
 
 
 def test_make_needs_no_newer_make_and_no_gnu_tools():

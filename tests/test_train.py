@@ -18,12 +18,20 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from support import RUN as SHORT
-from support import TINY, contents, files_below, lattice_normal, metrics, randomise, same
+from support import (
+    TINY,
+    contents,
+    files_below,
+    lattice_normal,
+    metrics,
+    randomise,
+    same,
+    small_flow,
+)
 
 from rgflow_core import RGFlow, RGFlowConfig, datasets, evaluate, load, sample, train
 from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
-from rgflow_core.pixels import to_logit
 from rgflow_core.priors import Prior
 
 EPOCHS, STEPS = SHORT.epochs, 4  # of a whole run, and per epoch
@@ -83,7 +91,7 @@ def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch)
         assert same(ours, wanted) == (name == "learned")
     (log,) = (tmp_path / "excluded" / "logs").iterdir()
     assert "Step 0: 1 outliers not learned from" in log.read_text()
-    with pytest.raises(UserError, match="diverged"):
+    with pytest.raises(UserError, match=r"all pictures.* --outlier-bpd 0.01 .*diverged"):
         run(tmp_path / "all", outlier_bpd=0.01)
 
 
@@ -107,28 +115,45 @@ def calls(monkeypatch, owner, name, number, action):
 
 
 interrupt = partial(signal.raise_signal, signal.SIGINT)
+crash = Mock(side_effect=MemoryError)
+# At which call of which function, what happens, and what ends the run.
+STOPS = {
+    "before the first step": (train, "inputs", 1, interrupt, KeyboardInterrupt),
+    "before an update": (train, "rate_factor", STEPS + 3, interrupt, KeyboardInterrupt),
+    "after an epoch's last update": (torch.optim.AdamW, "step", -STEPS, interrupt, KeyboardInterrupt),
+    "after the second validation": (evaluate, "mean_and_error", -2, interrupt, KeyboardInterrupt),
+    "in the last validation": (evaluate, "evaluate", EPOCHS, interrupt, None),
+    "while samples are drawn": (sample, "write_grid", 2, interrupt, KeyboardInterrupt),
+    "while checkpoints are pruned": (train.Run, "prune", 2, interrupt, KeyboardInterrupt),
+    "crash between two checkpoints": (train, "inputs", STEPS + 3, crash, MemoryError),
+}  # fmt: skip
 
 
-PLACES = {
-    "before the first step": (train, "dequantise", 1),
-    "before an update": (train, "rate_factor", STEPS + 3),
-    "after an epoch's last update": (torch.optim.AdamW, "step", -STEPS),
-    "after the second validation": (evaluate, "mean_and_error", -2),
-    "in the last validation": (evaluate, "evaluate", EPOCHS),
-    "while samples are drawn": (sample, "write_grid", 2),
-    "while checkpoints are pruned": (train.Run, "prune", 2),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_an_interrupted_run_goes_on_exactly(place, whole, tmp_path, monkeypatch):
-    sent = []
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_stopped_run_goes_on_exactly(stop, whole, tmp_path, monkeypatch):
+    """Also with other settings of what changes no result."""
+    *where, action, end = STOPS[stop]
     with monkeypatch.context() as patch:
-        calls(patch, *PLACES[place], lambda: (sent.append(1), interrupt()))
-        # A signal may be honoured at once or when the state is whole again.
-        with contextlib.suppress(KeyboardInterrupt):
+        calls(patch, *where, action)
+        with pytest.raises(end) if end else contextlib.nullcontext():
             run(tmp_path)
-    assert sent
+    if end is MemoryError:  # half a line, as the power failed
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.write('{"step": 9, "ima')
+    run(tmp_path, workers=0, keep=EPOCHS + 2, save_minutes=1.0)
+    assert_same_run(whole, tmp_path)
+
+
+def test_stopped_again_and_again_within_an_epoch(whole, tmp_path, monkeypatch):
+    """By signals; by a crash, after which it goes on from the last checkpoint."""
+    stops = ((3, interrupt, KeyboardInterrupt, 3), (3, interrupt, KeyboardInterrupt, 6))
+    for call, action, end, step in (*stops, (2, crash, MemoryError, 7)):
+        with monkeypatch.context() as patch:
+            calls(patch, train, "inputs", call, action)
+            with pytest.raises(end):
+                run(tmp_path, save_minutes=0.0 if action is crash else 1e6)
+        last = torch.load(tmp_path / "ckpt" / "rgflow_last.pth", weights_only=True)
+        assert last["step"] == step
     run(tmp_path)
     assert_same_run(whole, tmp_path)
 
@@ -140,44 +165,26 @@ def test_a_closed_terminal_stops_as_sigterm_does_unless_ignored(
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
     try:
         with monkeypatch.context() as patch:
-            calls(patch, train, "dequantise", 3, lambda: signal.raise_signal(signal.SIGHUP))
-            with contextlib.nullcontext() if ignored else pytest.raises(SystemExit) as stop:
+            calls(patch, train, "inputs", 3, partial(signal.raise_signal, signal.SIGHUP))
+            with contextlib.nullcontext() if ignored else pytest.raises(SystemExit, match="129"):
                 run(tmp_path)
     finally:
         signal.signal(signal.SIGHUP, handler)
-    assert ignored or stop.value.code == 129
     run(tmp_path)
     assert_same_run(whole, tmp_path)
 
 
-def test_stopped_again_and_again(whole, tmp_path, monkeypatch):
-    """Also with other settings of what changes no result."""
-    for _ in range(3):
-        with monkeypatch.context() as patch:
-            calls(patch, train, "dequantise", 3, interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                run(tmp_path)
-    run(tmp_path, workers=0, keep=EPOCHS + 2, save_minutes=1.0)
-    assert_same_run(whole, tmp_path)
-
-
-@pytest.mark.parametrize(("save_minutes", "step"), [(0.0, 3), (1e6, STEPS + 3)])
-def test_a_crashed_run_goes_on_from_its_last_checkpoint(
-    save_minutes, step, whole, tmp_path, monkeypatch
-):
+def test_a_run_with_learned_noise_that_starts_from_data_goes_on_exactly(tmp_path, monkeypatch):
+    knobs = {"dequantisation": "learned", "standardise": True}
+    whole = run(tmp_path / "whole", **knobs)
     with monkeypatch.context() as patch:
-        calls(patch, train, "dequantise", step, Mock(side_effect=MemoryError))
-        with pytest.raises(MemoryError):
-            run(tmp_path, save_minutes=save_minutes)
-    within = tmp_path / "ckpt" / "rgflow_last.pth"
-    assert within.exists() == (save_minutes == 0)
-    if within.exists():
-        assert torch.load(within, weights_only=True)["step"] == step - 1
-    if step > STEPS:  # half a line, as the power failed
-        with open(tmp_path / "metrics.jsonl", "a") as file:
-            file.write('{"step": 9, "ima')
-    run(tmp_path)
-    assert_same_run(whole, tmp_path)
+        calls(patch, train, "inputs", STEPS + 3, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", **knobs)
+    run(tmp_path / "stopped", **knobs)
+    assert_same_run(whole.parent, tmp_path / "stopped")
+    dequantiser = load(whole).dequantiser
+    assert any(p.any() for p in dequantiser.layers[-1].parameters())  # it learns
 
 
 def test_latest_checkpoint_counts_beyond_999(tmp_path):
@@ -186,12 +193,6 @@ def test_latest_checkpoint_counts_beyond_999(tmp_path):
     for epoch in (998, 999, 1000):
         (tmp_path / "ckpt" / f"rgflow_ep{epoch:03d}.pth").touch()
     assert train.latest_checkpoint(tmp_path).name == "rgflow_ep1000.pth"
-
-
-def test_a_finished_run_is_left_alone(whole):
-    before = contents(whole)
-    assert run(whole) == whole / "model.safetensors"
-    assert contents(whole) == before
 
 
 def other_data(patch):
@@ -225,9 +226,15 @@ def test_another_run_is_refused(change, words, whole, monkeypatch):
     assert contents(whole) == before
 
 
-STATE_DAMAGES = {
+def test_more_epochs_at_a_constant_rate(one_epoch, tmp_path):
+    run(tmp_path / "long", schedule="constant", epochs=2)
+    shutil.copytree(one_epoch, tmp_path / "short")
+    run(tmp_path / "short", schedule="constant", epochs=2)
+    assert same(*(weights(tmp_path / n / "ckpt" / "rgflow_ep002.pth") for n in ("long", "short")))
+
+
+DAMAGES = {
     "foreign": lambda s: [s.pop(k) for k in list(s) if k not in ("epoch", "model")],
-    "no settings": lambda s: s.pop("settings"),
     "settings of another type": lambda s: s.update(settings=[1]),
     "no optimiser": lambda s: s.update(optim={}),
     "missing weight": lambda s: s["model"].popitem(),
@@ -238,23 +245,13 @@ STATE_DAMAGES = {
 }
 
 
-def test_more_epochs_at_a_constant_rate(one_epoch, tmp_path):
-    run(tmp_path / "long", schedule="constant", epochs=2)
-    shutil.copytree(one_epoch, tmp_path / "short")
-    run(tmp_path / "short", schedule="constant", epochs=2)
-    assert same(*(weights(tmp_path / n / "ckpt" / "rgflow_ep002.pth") for n in ("long", "short")))
-
-
-@pytest.mark.parametrize("damage", ["truncated", *STATE_DAMAGES])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_checkpoints_are_not_resumed(damage, one_epoch, tmp_path):
     shutil.copytree(one_epoch, tmp_path, dirs_exist_ok=True)
     path = tmp_path / "ckpt" / "rgflow_ep001.pth"
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:1000])
-    else:
-        state = torch.load(path, weights_only=True)
-        STATE_DAMAGES[damage](state)
-        torch.save(state, path)
+    state = torch.load(path, weights_only=True)
+    DAMAGES[damage](state)
+    torch.save(state, path)
     before = contents(tmp_path)
     with pytest.raises(UserError, match=str(path)):
         run(tmp_path, epochs=2, schedule="constant")
@@ -280,7 +277,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, request, before
         signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
         signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
 
-    calls(monkeypatch, train, "dequantise", 2, twice)
+    calls(monkeypatch, train, "inputs", 2, twice)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     assert not train.latest_checkpoint(tmp_path)
@@ -309,9 +306,13 @@ def test_files_of_a_run(whole):
     assert Image.open(whole / "samples" / "epoch001.png").size[0] >= 2 * 32
     names = {path.name for path in whole.iterdir()}
     assert names == {"ckpt", "logs", "samples", "metrics.jsonl", "model.safetensors", "record.json"}
-    content = torch.load(whole / "ckpt" / "rgflow_ep002.pth", weights_only=True)
-    assert {"epoch", "model", "optim"} <= content.keys()
-    assert (content["epoch"], content["step"]) == (2, 2 * STEPS)
+    facts = load(whole / "model.safetensors").metadata
+    assert facts["parameters"] == sum(
+        v.numel() for v in weights(whole / "model.safetensors").values()
+    )
+    before = contents(whole)
+    assert run(whole) == whole / "model.safetensors"
+    assert contents(whole) == before, "a finished run is left alone"
 
 
 def test_metrics_and_log_agree_with_the_checkpoints(whole):
@@ -320,8 +321,7 @@ def test_metrics_and_log_agree_with_the_checkpoints(whole):
     images = datasets.load_split("msds1", "val", limit=16).images
     (log,) = (whole / "logs").glob("rgflow_*.log")
     for epoch, values in enumerate(validations, 1):
-        loaded = load(whole / "ckpt" / f"rgflow_ep{epoch:03d}.pth")
-        model = PictureModel(loaded.flow, loaded.prior)
+        model = load(whole / "ckpt" / f"rgflow_ep{epoch:03d}.pth")
         bpd = evaluate.evaluate(model, images, progress=False)
         assert values["val_bpd"] == pytest.approx(bpd.mean().item(), rel=1e-6)
         assert values["val_stderr"] == pytest.approx(bpd.std().item() / 4, rel=1e-6)
@@ -349,35 +349,12 @@ def test_keep_bounds_the_checkpoints_and_the_best_is_kept(tmp_path, monkeypatch)
 
 
 def test_training_lowers_the_bits_per_dimension(tmp_path):
-    final = run(tmp_path, epochs=8, lr=1e-2, schedule="constant")
+    run(tmp_path, epochs=8, lr=1e-2, schedule="constant")
     history = [line["val_bpd"] for line in metrics(tmp_path) if "val_bpd" in line]
-    loaded = load(final)
-    fresh = PictureModel(type(loaded.flow)(loaded.flow.config), loaded.prior)
+    fresh = PictureModel(RGFlow(RGFlowConfig(**TINY)), Prior())
     images = datasets.load_split("msds1", "val", limit=16).images
-    start = evaluate.evaluate(fresh, images, progress=False).mean().item()
-    assert history[0] < start
+    assert history[0] < evaluate.evaluate(fresh, images, progress=False).mean().item()
     assert history[-1] < history[0] - 0.2
-    assert loaded.metadata["parameters"] == sum(p.numel() for p in loaded.flow.parameters())
-
-
-# A loss that is not finite
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(whole, tmp_path, monkeypatch):
-    original, count = train.dequantise, itertools.count(1)
-
-    def poisoned(images, noise):
-        return original(images, noise) * (math.nan if next(count) == STEPS + 3 else 1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "dequantise", poisoned)
-        with pytest.raises(UserError, match=rf"step {STEPS + 2}\b.*levels\.\d+\."):
-            run(tmp_path)
-    assert not (tmp_path / "model.safetensors").exists()
-    kept = weights(train.latest_checkpoint(tmp_path))
-    assert all(value.isfinite().all() for value in kept.values())
-    run(tmp_path)
-    assert_same_run(whole, tmp_path)
 
 
 # Order, flips, learning rate
@@ -421,13 +398,14 @@ def test_flips(flip, tmp_path, monkeypatch):
     monkeypatch.setitem(datasets.SOURCES, "toy", source)
     known = {x.tobytes(): (i, False) for i, x in enumerate(images)}
     known |= {x[:, ::-1].tobytes(): (i, True) for i, x in enumerate(images)}
-    seen, original = [], train.dequantise
+    seen, original = [], train.inputs
 
-    def spy(batch, noise):
+    def spy(*arguments):
+        batch, noise = original(*arguments)
         seen.extend(known[x.tobytes()] for x in batch.numpy())
-        return original(batch, noise)
+        return batch, noise
 
-    monkeypatch.setattr(train, "dequantise", spy)
+    monkeypatch.setattr(train, "inputs", spy)
     toy = {"dataset": "toy", "data_root": str(tmp_path), "train_images": None, "batch_size": 20}
     run(tmp_path / "run", **toy)
     share = sum(mirror for _, mirror in seen) / len(seen)
@@ -460,7 +438,8 @@ def test_records_from_when_memory_decided_can_be_read():
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "Ranks", lambda _: SimpleNamespace(world=3))
+    three = SimpleNamespace(world=3, agreed=lambda folder: folder)
+    monkeypatch.setattr(train, "Ranks", lambda _: three)
     with pytest.raises(UserError, match="multiple of the 3 processes, not 16"):
         run(tmp_path / "run")
     # Fewer pictures than a batch make a smaller one.
@@ -491,13 +470,6 @@ def test_reduced_precision_trains_nearly_alike_and_validates_in_float32(whole, t
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def small(subnet):
-    """A small flow in float32 that is neither the identity nor wild."""
-    torch.manual_seed(0)
-    config = {"image_size": 8, "coupling_layers": 1, "res_blocks": 1, "hidden": 16}
-    return randomise(RGFlow(RGFlowConfig(subnet=subnet, **config)))
-
-
 @pytest.mark.parametrize(
     ("device", "name"),
     [("cpu", "bf16"), *(pytest.param("cuda", n, marks=GPU) for n in ("tf32", "bf16"))],
@@ -505,12 +477,15 @@ def small(subnet):
 @pytest.mark.parametrize("subnet", ["published", "lean"])
 def test_reduced_precision_rounds_the_networks_alone(subnet, device, name):
     device = torch.device(device)
-    model = PictureModel(small(subnet).to(device), Prior("gaussian"))
-    x = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
-    whole = model(*to_logit(x))
+    flow = small_flow(torch.float32, channels=3, coupling_layers=1, hidden=16, subnet=subnet)
+    model = PictureModel(flow.to(device), Prior("gaussian"))
+    images = torch.arange(8 * 192).reshape(8, 3, 8, 8).to(device, torch.uint8)
+    data = images, model.noise(torch.arange(8))
+    y, *_ = model.transform(*data)
+    whole = model(*data)
     with train.precision(name, device):
-        rounded = model(*to_logit(x))
-        z, log_det = model.flow(to_logit(x)[0])
+        rounded = model(*data)
+        z, log_det = model.flow(y)
         back, inverse_log_det = model.flow.inverse(z)
     assert rounded.flow.dtype == rounded.prior.dtype == torch.float64
     assert z.dtype == log_det.dtype == torch.float32
@@ -518,10 +493,10 @@ def test_reduced_precision_rounds_the_networks_alone(subnet, device, name):
     difference = abs(sum(rounded) - sum(whole)) / model.flow.config.dim
     assert 0 < difference.max() < 0.05
     # And it stays one density: the inverse undoes the rounded map and its log-determinant.
-    torch.testing.assert_close(back, to_logit(x)[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(back, y, rtol=0.02, atol=0.02)
     torch.testing.assert_close(inverse_log_det, -log_det, rtol=0.01, atol=0.5)
     # Afterwards all is as before.
-    assert all(torch.equal(a, b) for a, b in zip(whole, model(*to_logit(x)), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, model(*data), strict=True))
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
@@ -532,8 +507,7 @@ def test_a_compiled_flow_computes_the_same_function(monkeypatch):
 
     def outputs_and_gradient():
         z, log_det = flow(y)
-        gradients = torch.autograd.grad(log_det.sum(), flow.levels[0].decimator.parameters())
-        return [z, log_det, *gradients]
+        return [z, log_det, *torch.autograd.grad(log_det.sum(), flow.levels[0].parameters())]
 
     plain = outputs_and_gradient()
     assert train.compile_couplings(flow)
@@ -551,30 +525,28 @@ class FailingBackward(torch.autograd.Function):
         raise RuntimeError("no backward\nand a long traceback")
 
 
-def failing(place, function):
-    """A compiler that fails at its first use, in the backward pass, or at its tenth use."""
-    count = 0
-
-    def compiled(layer, *arguments):
-        nonlocal count
-        count += 1
-        if place == "at once" or (place == "later" and count == 20):
-            raise RuntimeError("no compiler\nand a long traceback")
-        first, *rest = function(layer, *arguments)
-        return (FailingBackward.apply(first) if place == "backward" else first, *rest)
-
-    return compiled
-
-
 @pytest.mark.parametrize("place", ["at once", "backward", "later"])
 def test_where_compiling_fails_a_line_says_so_and_the_run_goes_on(
     place, whole, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(torch, "compile", lambda function, dynamic: failing(place, function))
+    fails_at, count = {"at once": 1, "later": 20}.get(place), itertools.count(1)
+
+    def compiled(layer, *arguments):
+        if next(count) == fails_at:
+            raise RuntimeError("no compiler\nand a long traceback")
+        first, *rest = type(layer).forward(layer, *arguments)
+        return (FailingBackward.apply(first) if place == "backward" else first, *rest)
+
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiled)
     run(tmp_path, compile=True)
     (log,) = (tmp_path / "logs").iterdir()
-    lines = [line for line in log.read_text("utf-8").splitlines() if "Not compiled" in line]
-    assert len(lines) == 1
-    assert "RuntimeError: no " in lines[0]
+    (line,) = (line for line in log.read_text("utf-8").splitlines() if "Not compiled" in line)
+    assert "RuntimeError: no " in line
     assert "traceback" not in log.read_text("utf-8")
     assert_same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize(("size", "layers"), [(8, (6,)), (32, (6, 2, 1)), (64, (6, 2, 1, 1))])
+def test_a_model_s_coupling_layers_follow_the_size_of_the_pictures(size, layers):
+    settings = train.Settings(dataset="folder", model="lean8", image_size=size)
+    assert train.flow_config(settings).coupling_layers == layers

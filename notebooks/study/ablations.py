@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rgflow_core import train
+from rgflow_core import LEAN8, train
 from rgflow_core.networks import SUBNETS, PublishedSubnet, WeightNormLinear
 
 
@@ -77,5 +77,13 @@ MODELS = {
         "_paper_order": {"order": "paper"},
         **{f"_{subnet}": {"subnet": subnet} for subnet in ABLATIONS},
     }.items()
+}
+# What was tried for the lean model of 8 x 8 blocks.
+MODELS |= {
+    "lean8_code_order": LEAN8 | {"order": "code"},
+    "lean8_4_2_2": LEAN8 | {"coupling_layers": (4, 2, 2)},
+    "lean8_8_1_1": LEAN8 | {"coupling_layers": (8, 1, 1)},
+    "lean8_hidden_64": LEAN8 | {"hidden": 64},
+    "lean8_hidden_128": LEAN8 | {"hidden": 128},
 }
 train.MODELS |= MODELS

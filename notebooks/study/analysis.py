@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rgflow_core.flow import RGFlow
 from rgflow_core.model import PictureModel
-from rgflow_core.pixels import dequantise, from_logit, logit_log_derivative, to_bytes, to_logit
+from rgflow_core.pixels import from_logit, logit_log_derivative, to_bytes
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def encode(model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200)
     flow, latents = model.flow.fold(), []
     for which in torch.arange(len(images)).split(batch):
         noise = model.noise(which, seed)
-        y, _ = to_logit(dequantise(images[which].to(noise.device), noise))
+        y, *_ = model.transform(images[which].to(noise.device), noise)
         latents.append(flow(y)[0])
     return torch.cat(latents)
 
@@ -67,8 +67,8 @@ def bits_by_site(
     prior = model.prior.distribution(flow.config, like=model.noise(torch.arange(1))).base_dist
     sites, levels = [], []
     for which in torch.arange(len(images)).split(batch):
-        y, _ = to_logit(dequantise(images[which], model.noise(which, seed)))
-        site, latents, gained = logit_log_derivative(y).double(), [], []
+        y, _, log_slope = model.transform(images[which], model.noise(which, seed))
+        site, latents, gained = (logit_log_derivative(y) + log_slope).double(), [], []
         for h, _, level_latents, derivative in flow.encode(y, sites=True):
             site[..., :: 2**h, :: 2**h] += derivative
             latents.append(level_latents)

@@ -13,8 +13,9 @@ from matplotlib import colormaps
 from PIL import Image as Pillow
 from torch import Tensor
 
-from rgflow_core import datasets, pixels
+from rgflow_core import datasets, evaluate, pixels
 from rgflow_core.checkpoints import load
+from rgflow_core.errors import UserError
 from rgflow_core.flow import lattice_levels
 from rgflow_core.model import PictureModel
 from study import analysis, results
@@ -40,9 +41,7 @@ class Explorer:
     """
 
     def __init__(self, models: dict[str, PictureModel], sources: dict[str, Tensor]) -> None:
-        self._models = {
-            name: PictureModel(model.flow.fold(), model.prior) for name, model in models.items()
-        }
+        self._models = {name: model.fold() for name, model in models.items()}
         self._sources = sources
         config = next(iter(models.values())).flow.config
         self._lattice = lattice_levels(config.image_size, config.kernel)
@@ -59,7 +58,7 @@ class Explorer:
         self.draw = slider("draw", 99)
         self.fine = slider("fine from", last)
         self.coarse = slider("coarse from", last, min(1, last))
-        self.split = slider("coarse: h ≥", levels, levels - 2)
+        self.split = slider("coarse: h ≥", levels, max(0, levels - 2))
         self.level = slider("level h", levels - 1, levels - 1)
         self.colour = slider("colour", config.channels - 1)
         self.row = slider("row", config.image_size - 1)
@@ -160,27 +159,27 @@ def listening() -> bool:
 def explore(
     weights: str | Path | None = None, data_root: str | Path | None = None, sources: int = 12
 ) -> Explorer:
-    """Show sliders for all models of a folder, or one picture where no front end listens.
-
-    A model's set is the one that it was trained on, or its name's where its file does not say.
+    """Show sliders for models, or one picture where no front end listens.
 
     Args:
-        weights: folder of the models; by default the repository's.
-        data_root: folder of the data sets; likewise.
+        weights: a model's file, or a folder of models of one shape, such as a run's; by default
+            the repository's.
+        data_root: folder of the data set; by default each model's own.
         sources: pictures of the test split to choose from for mixtures.
 
     Raises:
-        UserError: if there are no models.
+        UserError: if there are no models, of several shapes, or one does not say its data set.
     """
-    weights = results.root() / "weights" if weights is None else weights
-    data_root = results.root() / "data" if data_root is None else data_root
-    models = {name: load(path) for name, path in results.models(weights).items()}
-    sets = {
-        name: model.metadata.get("settings", {}).get("dataset", results.split_name(name)[0])
-        for name, model in models.items()
-    }
-    pictures = {
-        name: datasets.load_split(name, "test", data_root, sources).images
-        for name in dict.fromkeys(sets.values())
-    }
-    return Explorer(models, {name: pictures[set_name] for name, set_name in sets.items()})
+    weights = results.root() / "weights" if weights is None else Path(weights)
+    files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors"))
+    models = {path.stem: load(path) for path in files if path.stem != "factors"}
+    shapes = {model.flow.config.shape for model in models.values()}
+    if len(shapes) != 1:
+        count = f"models of {len(shapes)} shapes" if models else "no .safetensors of a model"
+        raise UserError(f"{weights}: {count}; give the file of one")
+    pictures = {}
+    for name, model in models.items():
+        data = evaluate.chosen_data(weights, model, data_root=data_root)
+        size = model.flow.config.image_size
+        pictures[name] = datasets.load_split(data[0], "test", data[1], sources, size=size).images
+    return Explorer(models, pictures)

@@ -356,7 +356,7 @@ def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
             axis.contour(cone, [0.5], colors="white", linewidths=1)
         axis.set(xticks=[], yticks=[], title="" if k else f"h = {h}")
         if h == 0:
-            axis.set_ylabel("another" if k else results.title(model))
+            axis.set_ylabel("another latent" if k else results.title(model))
     bar = figure.colorbar(image, ax=list(axes.flat), location="bottom", aspect=50, fraction=0.06)
     bar.set_label("E|∂G/∂z| over its maximum, log10 (white line: edge of the causal cone)")
     return figure, _Shown(table).rows("fig06_fields", arrays), arrays
@@ -364,30 +364,37 @@ def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
 
 @style()
 def growth(table: pd.DataFrame) -> Drawing:
-    """Area and radius of receptive fields by level, and what one pixel touches in inference."""
-    shown, sets = _Shown(table), _Shown(table).by_set("area")
+    """Radius and area of receptive fields by level, and what one pixel touches in inference."""
+    shown, sets = _Shown(table), _Shown(table).by_set("radius")
     figure, axes = _axes(DOUBLE, 4.4, 2, len(sets) + 1)
-    for (i, j), axis in np.ndenumerate(axes[:, :-1]):
-        quantity, (set_name, models) = ("area", "radius")[i], [*sets.items()][j]
-        text = f"growth of the {('edge', 'radius')[i]} a level"
+    for (above, below), (set_name, models) in zip(axes.T, sets.items(), strict=False):
+        text, rates = "growth per level, h = 0 … 2", {"Random": ("growth", "random")}
         for k, (name, look) in enumerate(models.items()):
-            rows, prior = shown(quantity, model=name).sort_values("level"), look["label"]
-            _line(axis, "level", rows, 0.1 * k - 0.05, **look)
-            for _, row in shown("growth", model=name, factor=quantity).iterrows():
-                text += "\n{}: {value:.2f} ({low:.2f}–{high:.2f})".format(prior.split()[0], **row)
-            if quantity == "area":
-                look = look | {"linestyle": ":", "mfc": "white", "label": f"{prior}, IGF23's way"}
-                _line(axis, "level", shown("procedure_area", model=name), **look)
-        doubled = rows["value"].iloc[0] * (4, 2)[i] ** np.arange(len(rows))
-        axis.plot(range(len(rows)), doubled, "k:", lw=0.8, label="edge doubles each level")
-        for value in shown("ceiling_area", model=set_name)["value"] if i == 0 else ():
-            axis.axhline(value, color="0.4", lw=0.8, label="ceiling: 90 % of the\nmean picture")
-        axis.text(0.03, 0.97, text, transform=axis.transAxes, va="top", fontsize=7)
-        axis.set_yscale("log", base=2)
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.set(ylim=(None, 5 * max(doubled)), title="" if i else set_name.upper())
-    axes[0, 0].set_ylabel("area with 90 % of effect / pixels")
-    axes[1, 0].set_ylabel("radius / pixels")
+            prior, shift = look["label"].split()[0], 0.1 * k - 0.05
+            rates |= {prior: ("growth", name), f"{prior}, seeds": ("growth_seeds", name)}
+            _line(above, "level", shown("radius", model=name), shift, **look)
+            few = {"color": look["color"], "marker": "_", "ms": 9, "ls": "none"}
+            _line(below, "level", shown("area_half", model=name), shift, **few)
+            _line(below, "level", shown("area", model=name), shift, **look)
+            theirs = {"linestyle": ":", "mfc": "white", "label": f"{prior}, IGF23's way"}
+            _line(below, "level", shown("procedure_area", model=name), **look | theirs)
+        for axis, quantity, factor in ((above, "radius", 2), (below, "area", 4)):
+            random = {"color": "0.4", "marker": "x", "linestyle": ":", "label": "random weights"}
+            _line(axis, "level", shown(quantity, model="random"), **random)
+            rows = shown(quantity, model=name).sort_values("level")
+            doubled = rows["value"].iloc[0] * factor ** np.arange(len(rows))
+            axis.plot(range(len(rows)), doubled, "k:", lw=0.8, label="doubling of length")
+            for value in shown(f"ceiling_{quantity}", model=set_name)["value"]:
+                axis.axhline(value, color="0.4", lw=0.8, label="ceiling: the mean picture")
+            axis.set_yscale("log", base=2)
+            axis.yaxis.set_major_formatter("{x:g}")
+        for who, (quantity, name) in rates.items():
+            for row in shown(quantity, model=name, factor="radius").to_dict("records"):
+                text += f"\n{who}: {{value:.2f}} ({{low:.2f}}–{{high:.2f}})".format(**row)
+        above.text(0.03, 0.97, text, transform=above.transAxes, va="top", fontsize=7)
+        above.set(ylim=(None, 130), title=set_name.upper())
+    axes[0, 0].set_ylabel("radius / pixels")
+    axes[1, 0].set_ylabel("area with 90 % of effect / pixels")
     reach, key = axes[:, -1]
     _line(reach, "at", shown("touched", factor="pixel"), color="black", marker="D")
     reach.set_xscale("log", base=2)
@@ -395,7 +402,8 @@ def growth(table: pd.DataFrame) -> Drawing:
     reach.set(xlabel="edge L of the picture / pixels", ylabel="positions touched")
     reach.set_title("inference, one pixel changed")
     key.axis("off")
-    key.legend(*axes[0, 0].get_legend_handles_labels(), loc="center")
+    handles = [*axes[1, 0].get_legend_handles_labels()]
+    key.legend(*handles, loc="center", title="dashes: area with half the samples")
     return figure, shown.rows(), {}
 
 
@@ -462,21 +470,29 @@ def mixing(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
 def probes(table: pd.DataFrame) -> Drawing:
     """What a linear probe reads off each level, beside what redrawing the level changes."""
     shown, sets = _Shown(table), _Shown(table).by_set("probe")
-    figure, axes = _axes(DOUBLE, 2 * len(sets) + 0.8, len(sets), 4, sharex=True, sharey=True)
-    for row, (set_name, models) in zip(axes, sets.items(), strict=True):
+    count = max(map(len, sets.values()))
+    layout = {"sharex": True, "sharey": True}
+    figure, axes = _axes(DOUBLE, 1.9 * len(sets) + 0.6, len(sets), 1 + 2 * count, **layout)
+    for line, (set_name, models) in zip(axes, sets.items(), strict=True):
+        _factors(line[0], shown("probe_untrained", model=next(iter(models))))
+        line[0].set_title("probe of pixels")
         for k, (name, look) in enumerate(models.items()):
-            _factors(row[k], shown("probe", model=name))
-            _factors(row[k + 2], shown("intervention", model=name))
+            left, right, prior = line[1 + k], line[1 + count + k], look["label"].split()[0]
+            _factors(left, shown("probe", model=name))
+            _factors(right, shown("intervention", model=name))
+            left.set_title(f"probe, {prior}")
+            title = f"redrawn, {prior}\nseparation "
             scores = shown("separation", model=name).sort_values("factor")["value"]
-            title = f"{set_name.upper()}, {look['label']}"
-            row[k].set_title(title)
-            row[k + 2].set_title(title + "\nseparation {:.2f} ({:.2f})".format(*scores))
-        for axis in row:
-            axis.set_xlabel("level h (0 = finest)")
+            title += "{:.2f} ({:.2f})".format(*scores)
+            for row in shown("separation_seeds", model=name, factor="trained").to_dict("records"):
+                title += "\nseeds {value:.2f} ({low:.2f}–{high:.2f})".format(**row)
+            right.set_title(title, fontsize=7)
+        for axis in line:
+            axis.set_xlabel("level h")
             axis.label_outer()
-        row[0].set_ylabel("probe: held-out R²")
-        row[2].set_ylabel("change by intervention")
-    _legend(figure, 3)
+        line[0].set_ylabel(f"{set_name.upper()}: held-out R²")
+        line[1 + count].set_ylabel("change / another picture's")
+    _legend(figure, 5)
     return figure, shown.rows(), {}
 
 

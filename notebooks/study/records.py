@@ -1,8 +1,9 @@
 """The study's training runs, each a committed record: ``python -m study.records NAME``.
 
 ``data/runs.json`` says what each run trains, as differences from the lean recipe; a finished run
-leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too.
-Without NAME, the names of runs that have no record are listed.
+leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too,
+those under "shipped8" rounded to 16 bits (and their records are of these), those under "seeds" the
+numbers of notebooks 05 and 06. Without NAME, the names of runs that have no whole record are listed.
 """
 
 import shutil
@@ -14,10 +15,10 @@ import pandas as pd
 import torch
 
 import study.ablations  # noqa: F401 - its models are in the plan
-from rgflow_core import checkpoints, cli, datasets, evaluate, load, train
+from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
-from study import benchmarks, report, results
+from study import benchmarks, report, results, run, separation
 from study.results import row
 from study.statistics import bounds, interval, mean, paired
 
@@ -25,6 +26,8 @@ PLAN = "data/runs.json"
 FOLDER = "data/records"
 DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
 SUBSET = 500
+# What records of the group "seeds" keep of notebooks 05 and 06.
+LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
 DETAILS = ("without_rescaling", "post_activation", "fixed_activation", "without_tanh")
@@ -32,18 +35,31 @@ DETAILS += ("shared_network", "without_noise")  # those of IGF23's list
 
 
 def plan(root: Path, group: str | None = None) -> dict[str, dict]:
-    """Name -> settings that differ from the lean recipe, of a group's runs or of all."""
+    """Name -> settings that differ from the lean recipe, of a group's runs or of all.
+
+    A group may start from another of :data:`rgflow_core.train.RECIPES`.
+    """
     groups = read_json(root / PLAN)
     if group is not None and group not in groups:
         raise UserError(f"planned must be a group of {PLAN}, {', '.join(groups)}, not {group!r}")
     chosen = groups.values() if group is None else [groups[group]]
-    return {name: g["common"] | own for g in chosen for name, own in g["runs"].items()}
+    return {
+        name: train.RECIPES[g.get("recipe", "lean")] | g["common"] | own
+        for g in chosen
+        for name, own in g["runs"].items()
+    }
 
 
 def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
     """Name -> record, of those that are there."""
     paths = {name: root / FOLDER / f"{name}.json" for name in names}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def complete(root: Path, name: str) -> bool:
+    """Whether a run has its record, with its latents' numbers where they belong in it."""
+    record = read(root, [name]).get(name)
+    return record is not None and ("latents" in record or name not in plan(root, "seeds"))
 
 
 def make(name: str, root: Path) -> Path:
@@ -55,7 +71,7 @@ def make(name: str, root: Path) -> Path:
         UserError: for a name that is not in the plan.
     """
     record = root / FOLDER / f"{name}.json"
-    if record.exists():
+    if complete(root, name):
         return record
     runs = plan(root)
     if name not in runs:
@@ -72,32 +88,57 @@ def make(name: str, root: Path) -> Path:
         write_json(record, facts | provenance(seed=settings.seed))
         return record
     peak = benchmarks.matrix_peak()
-    model = load(weights)
+    model, half = load(weights), name in plan(root, "shipped8")
+    shipped = half or name in plan(root, "shipped")
+    if shipped:
+        file = root / "weights" / f"{name}.safetensors"
+        checkpoints.save(model.half() if half else model, file, model.metadata)
+        model = load(file)
     limit = settings.val_images if settings.train_images else None
     test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
     bits = evaluate.evaluate(model, test.images)
-    shipped = name in plan(root, "shipped")
-    if shipped:
-        with replacing(root / "weights" / f"{name}.safetensors") as temporary:
-            shutil.copyfile(weights, temporary)
     checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     # The FLOP/s are of the same hour, for what "minutes" mean.
     facts = {"name": name, "test": evaluate.mean_and_error(bits), "matrix_peak": peak}
     facts = read_json(folder / "record.json") | facts
+    if model.dequantiser is not None:
+        uniform = PictureModel(model.flow, model.prior)
+        facts["test_uniform_noise"] = evaluate.mean_and_error(
+            evaluate.evaluate(uniform, test.images)
+        )
     few = test.images[:SUBSET]
     if shipped:
         draws = [bits[:SUBSET]]
         draws += [evaluate.evaluate(model, few, seed) for seed in range(1, max(DRAWS))]
         facts["importance_weighted"] = bounds(torch.stack(draws), DRAWS, model.flow.config.dim)
+    if name in plan(root, "seeds"):
+        facts["latents"] = _latents(name, weights, root)
     if settings.without_noise:
         with torch.no_grad():
             values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
         facts["test_without_noise"] = evaluate.mean_and_error(torch.cat(values))
     write_json(record, facts)
     if shipped:
-        cards = {"records": read(root, plan(root, "shipped"))}
-        report.write(root / "weights" / "README.md", "cards", **cards)
+        report.write(root / "weights" / "README.md", "cards", records=shipped_records(root))
     return record
+
+
+def _latents(name: str, weights: Path, root: Path) -> list[list]:
+    """What notebooks 05 and 06 say of a run's model, with the default profile: rows of numbers."""
+    folder = weights.parent
+    with replacing(folder / f"{name}.safetensors") as temporary:
+        shutil.copyfile(weights, temporary)
+    here = str(folder.relative_to(root))
+    for notebook in ("05_receptive_fields", "06_latent_space"):
+        run.run(notebook, "default", weights=here, out=here)
+    table = results.read(folder / "results")
+    kept = table[table["quantity"].isin(LATENTS)][["quantity", "level", "factor", "value"]]
+    return kept.astype(object).where(kept.notna(), None).values.tolist()
+
+
+def shipped_records(root: Path) -> dict[str, dict]:
+    """Name -> record of the models in ``weights/``; of these are their cards."""
+    return read(root, plan(root, "shipped") | plan(root, "shipped8"))
 
 
 def table(root: Path, group: str, split: str) -> pd.DataFrame:
@@ -166,9 +207,9 @@ def _one_epoch_rows(root: Path) -> list[dict]:
     for split in ("test", "val") if runs else ():
         judged = [r["test"] if split == "test" else r["test"] | r["validation"][-1] for r in runs]
         rows.append(row("one_epoch_mean", factor=split, **mean([one["bpd"] for one in judged])))
-        for run, one in zip(runs, judged, strict=True):
-            one = one | {"images": run["test"]["images"]}  # of either split
-            rows.append(_mean_row("one_epoch", one, factor=split, at=run["settings"]["seed"]))
+        for record, one in zip(runs, judged, strict=True):
+            one = one | {"images": record["test"]["images"]}  # of either split
+            rows.append(_mean_row("one_epoch", one, factor=split, at=record["settings"]["seed"]))
     return rows
 
 
@@ -213,7 +254,7 @@ def _change_rows(root: Path) -> list[dict]:
 def _run_rows(root: Path) -> list[dict]:
     """Validation while training, and what single records say beyond the models in ``weights/``."""
     rows = []
-    for group in ("shipped", "affine"):
+    for group in ("shipped", "shipped8", "affine"):
         for name, record in read(root, plan(root, group)).items():
             count = {"images": record["settings"]["val_images"]}
             rows += [
@@ -243,9 +284,10 @@ def rows(root: Path) -> list[dict]:
     """All that the committed records and the published table say, as rows of results."""
     made = _seed_rows(root) + _one_epoch_rows(root) + _change_rows(root) + _run_rows(root)
     for group in read_json(root / PLAN):
-        names = plan(root, group)
-        made.append(row("runs_missing", len(names) - len(read(root, names)), factor=group))
-    return made + _published_rows(root)
+        missing = sum(not complete(root, name) for name in plan(root, group))
+        made.append(row("runs_missing", missing, factor=group))
+    latents = separation.over_seeds(read(root, plan(root, "seeds")).values())
+    return made + _published_rows(root) + latents
 
 
 def main() -> None:
@@ -254,7 +296,7 @@ def main() -> None:
     args = parser.parse_args()
     root = results.root()
     if not args.names:
-        print(*(name for name in plan(root) if not read(root, [name])), sep="\n")
+        print(*(name for name in plan(root) if not complete(root, name)), sep="\n")
     for name in args.names:
         print(make(name, root))
 

@@ -76,8 +76,8 @@ def parameters(notebook: str, profile: str, model: str | None, names: set[str]) 
     return {name: value for name, value in places.items() if name in names} | own
 
 
-def run(notebook: str, profile: str, model: str | None = None) -> Path:
-    """Run a notebook and return its executed copy.
+def run(notebook: str, profile: str, model: str | None = None, **other: str) -> Path:
+    """Run a notebook, with ``other`` parameters than the profile's, and return its executed copy.
 
     Raises:
         UserError: if it fails: says why, and where it is as far as it came.
@@ -86,9 +86,9 @@ def run(notebook: str, profile: str, model: str | None = None) -> Path:
     from papermill.exceptions import PapermillExecutionError
 
     source = results.root() / "notebooks" / f"{notebook}.ipynb"
-    given = parameters(notebook, profile, model, accepted(source))
+    given = parameters(notebook, profile, model, accepted(source)) | other
     name = f"{notebook}_{model}" if model else notebook
-    done = results.root() / "runs" / profile / f"{name}.ipynb"
+    done = results.root() / given["out"] / f"{name}.ipynb"
     partial = done.with_suffix(f".partial-{os.getpid()}.ipynb")
     done.parent.mkdir(parents=True, exist_ok=True)
     print(f"== {source} -> {done}", flush=True)

@@ -1,37 +1,35 @@
 """Scale separation: the factors of an MSDS picture, and one number for who changes which."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from study import factors, statistics
-from study.factors import FactorNet
+from study import statistics
+from study.results import row
 
 
-def _split(set_name: str, values: Tensor) -> dict[str, Tensor]:
-    """Values (N, 7, 4, 4) as of :func:`factors.targets`, into global and local factors (N, k)."""
-    shared = {"msds1": "colour", "msds2": "angle"}[set_name]
-    own = {"position": [0, 1], "angle": [2, 3], "colour": [4, 5, 6]}
-    mean = values.mean((2, 3), keepdim=True)
-    numbers = {f"global {shared}": mean[:, own[shared]].flatten(1)}
-    for name, rows in own.items():
-        rest = values[:, rows] - (mean[:, rows] if name == shared else 0)
-        numbers[f"local {name}"] = rest.flatten(1)
-    return numbers
+def split_factors(set_name: str, values: Tensor) -> dict[str, Tensor]:
+    """Values (N, 7, 4, 4) as of :func:`factors.targets`, into global and local factors (N, k).
 
-
-def known_factors(set_name: str, labels: np.ndarray) -> dict[str, Tensor]:
-    """Factor -> numbers (N, k) to be read from latents; of local factors 16 ellipses side by side.
-
-    The global factor is the mean over ellipses, of the colour in MSDS1 and of the direction (sine
-    and cosine of twice the angle) in MSDS2; local ones are what is left of each ellipse.
+    The global factor is the mean over the 16 ellipses, of the colour in MSDS1 and of the direction
+    (sine and cosine of twice the angle) in MSDS2; local ones are what is left of each ellipse: its
+    colour less the mean, its direction as seen from the mean one.
     """
-    return _split(set_name, factors.targets(labels))
-
-
-def read_factors(net: FactorNet, set_name: str, pictures: Tensor) -> dict[str, Tensor]:
-    """The network's readings of :func:`known_factors` for pictures uint8 (N, 3, 32, 32)."""
-    return _split(set_name, net.outputs(pictures))
+    own = {"position": values[:, :2], "angle": values[:, 2:4], "colour": values[:, 4:]}
+    shared = {"msds1": "colour", "msds2": "angle"}[set_name]
+    mean = own[shared].mean((2, 3), keepdim=True)
+    if shared == "angle":
+        mean = F.normalize(mean, dim=1)
+        (sin, cos), (mean_sin, mean_cos) = own["angle"].unbind(1), mean.unbind(1)
+        turned_back = sin * mean_cos - cos * mean_sin, cos * mean_cos + sin * mean_sin
+        own["angle"] = torch.stack(turned_back, 1)
+    else:
+        own["colour"] = own["colour"] - mean
+    numbers = {f"global {shared}": mean.flatten(1)}
+    return numbers | {f"local {name}": value.flatten(1) for name, value in own.items()}
 
 
 def score(changes: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -56,5 +54,28 @@ def score(changes: list[dict[str, Tensor]]) -> dict[str, float]:
         local = np.delete(shares, whole, 0).mean(0)
         return np.abs(shares[whole] - local).sum() / 2
 
-    values = torch.stack([torch.stack([row[name] for row in changes], 1) for name in names], 1)
+    values = torch.stack([torch.stack([part[name] for part in changes], 1) for name in names], 1)
     return statistics.bootstrap(values, distance)
+
+
+def over_seeds(records: Iterable[dict]) -> list[dict]:
+    """What records keep of their runs' latents: means over seeds, and Laplace less Gaussian."""
+    kept: dict[tuple, dict[str, dict[int, float]]] = {}
+    for record in records:
+        settings = record["settings"]
+        for quantity, level, factor, value in record.get("latents", ()):
+            priors = kept.setdefault((quantity, settings["dataset"], level, factor), {})
+            priors.setdefault(settings["prior"], {})[settings["seed"]] = value
+    rows = []
+    for (quantity, set_name, level, factor), priors in kept.items():
+        where = {"level": level, "factor": factor}
+        means = {p: statistics.mean([*values.values()]) for p, values in priors.items()}
+        rows += [
+            row(f"{quantity}_seeds", model=f"{set_name}_{prior}", **where, **mean)
+            for prior, mean in means.items()
+        ]
+        laplace, gaussian = (priors.get(prior, {}) for prior in ("laplace", "gaussian"))
+        if len(both := sorted(laplace.keys() & gaussian.keys())) > 1:
+            gap = statistics.paired([laplace[k] for k in both], [gaussian[k] for k in both])
+            rows.append(row(f"{quantity}_difference", model=set_name, **where, **gap))
+    return rows

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from rgflow_core import load
 from rgflow_core.files import locked, read_json
 
 ROOT = Path(__file__).parents[2]
+INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 CONTEXT = multiprocessing.get_context("forkserver")
 # How many file operations and calls a victim makes, about.
 LENGTH = {"data": (25, 3000), "training": (120, 150_000), "results": (25, 150_000)}
@@ -34,20 +36,21 @@ def _server():
         forkserver.ensure_running()
 
 
-def start(name, folder, says=os.devnull, **fault):
-    process = CONTEXT.Process(target=victims.run, args=(name, folder, str(says)), kwargs=fault)
+def start(name, folder, **fault):
+    process = CONTEXT.Process(target=victims.run, args=(name, folder), kwargs=fault)
     process.start()
     return process
 
 
-def attempt(name, folder, **how):
-    """Exit code of a victim."""
-    process = start(name, folder, **how)
+def attempt(name, folder, **fault):
+    """Exit code of a victim, and the lines that it said."""
+    process = start(name, folder, **fault)
     process.join()
-    return process.exitcode
+    return process.exitcode, Path(f"{folder}.says").read_text().splitlines()
 
 
 def content(path):
+    """What must be equal, bit for bit."""
     if path.suffix == ".npz":
         with np.load(path) as arrays:
             return dict(arrays)
@@ -64,34 +67,28 @@ def content(path):
 
 
 def artefacts(folder):
-    """What must be equal, bit for bit."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and "lock" not in p.name)
     return {p.relative_to(folder): content(p) for p in files if p.parent.name != "logs"}
 
 
+def without_remains(folder):
+    return not [name for name in files_below(folder) if ".partial-" in name]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """Artefacts of each victim when it is left alone."""
-    known = {}
+def finishes(tmp_path_factory):
+    """The same command again completes as if left alone; nothing is left of those killed."""
 
-    def get(name):
-        if name not in known:
-            folder = tmp_path_factory.mktemp(name) / "x"
-            assert attempt(name, folder) == 0
-            known[name] = artefacts(folder)
-        return known[name]
+    @cache
+    def left_alone(name):
+        folder = tmp_path_factory.mktemp(name) / "x"
+        assert attempt(name, folder) == (0, [])
+        return artefacts(folder)
 
-    return get
-
-
-@pytest.fixture
-def finishes(undisturbed):
-    """The same command again completes; nothing is left of those that were killed."""
-
-    def check(name, folder):
-        assert attempt(name, folder) == 0
-        assert [f for f in files_below(folder) if ".partial-" in f] == []
-        assert same(artefacts(folder), undisturbed(name))
+    def check(name, folder, again=True):
+        assert not again or attempt(name, folder)[0] == 0
+        assert without_remains(folder)
+        assert same(artefacts(folder), left_alone(name))
 
     return check
 
@@ -102,22 +99,54 @@ def test_killed_at_random_moments(name, moment, finishes, tmp_path, trials, coun
     """Before any opening, renaming, removing of a file; and anywhere."""
     draw, most = random.Random(name), LENGTH[name][moment == "call"]
     for trial in range(trials(1, 12)):
-        folder = tmp_path / str(trial)
         for _ in range(draw.choice([1, 1, 2])):  # sometimes again while it goes on
-            code = attempt(name, folder, **{moment: draw.randrange(1, most)})
-            assert code in (0, -signal.SIGKILL)
+            code, _ = attempt(name, tmp_path / str(trial), **{moment: draw.randrange(1, most)})
+            assert code in (0, -KILL)
             counts(f"killed: {name}", "resumed identical" if code else "had finished")
-        finishes(name, folder)
-        shutil.rmtree(folder)
+        finishes(name, tmp_path / str(trial))
+        shutil.rmtree(tmp_path / str(trial))
 
 
-def test_killed_inside_checkpoint_writes(finishes, tmp_path, trials, counts):
-    for write in range(1, trials(1, 8) + 1):
-        folder = tmp_path / str(write)
-        assert attempt("training", folder, write=write) == -signal.SIGKILL
-        assert any(".partial-" in f for f in files_below(folder))
-        counts("killed: training", "resumed identical")
-        finishes("training", folder)
+# A victim, its fault, the exit code, the one line it says if any, and what is counted.
+TRIALS = [
+    ("training", {"write": 1}, -KILL, "", "killed: training", "resumed identical"),
+    ("training", {"write": 5}, -KILL, "", "killed: training", "resumed identical"),
+    ("training", {"signalled": INT}, 130, "interrupted", "stopped by SIGINT", "resumed identical"),
+    ("training", {"signalled": TERM}, 143, "", "stopped by SIGTERM", "resumed identical"),
+    *[
+        (name, {"limit": limit}, 2, "error: ", f"no room: {name}", "one line, went on")
+        for name, limits in {"data": [50_000], "training": [500, 60_000], "results": [1000, 9000]}.items()
+        for limit in limits
+    ],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fault", "code", "says", "kind", "outcome"), TRIALS, ids=str)
+def test_faults(name, fault, code, says, kind, outcome, finishes, tmp_path, counts):
+    """One line at most, the conventional exit code, and it goes on exactly."""
+    folder = tmp_path / "x"
+    ended, lines = attempt(name, folder, **fault)
+    assert (ended, len(lines)) == (code, bool(says)), lines
+    assert all(line.startswith(says) for line in lines)
+    assert all(str(folder) in line for line in lines if says == "error: ")
+    assert without_remains(folder) == (code != -KILL)
+    assert (folder / name / "ckpt" / "rgflow_last.pth").exists() == ("signalled" in fault)
+    finishes(name, folder)
+    counts(kind, outcome)
+
+
+@pytest.mark.parametrize(("name", "operation"), [("training", 40), ("data", 8)])
+@pytest.mark.parametrize("obstacle", ["gone", "file"])
+def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path, counts):
+    """In the middle of the work its folder goes, or a file takes its place."""
+    folder = tmp_path / "x"
+    code, lines = attempt(name, folder, **{obstacle: operation})
+    assert (tmp_path / "elsewhere").exists()
+    assert (code, len(lines)) in ((0, 0), (2, 1))  # 0: it made its folder again
+    assert not (folder / name).is_file() or (folder / name).read_text() == "precious"
+    shutil.rmtree(folder)
+    finishes(name, folder)
+    counts(f"folder {obstacle}: {name}", "one line" if code else "finished")
 
 
 def test_make_and_papermill(tmp_path, trials, counts):
@@ -128,90 +157,56 @@ def test_make_and_papermill(tmp_path, trials, counts):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
+    results = tmp_path / "runs" / "smoke" / "results"
+    make = ["make", "runs/smoke/01_data.ipynb", "PROFILE=smoke", f"PYTHON={sys.executable}"]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
 
     def made(lines=None):
-        arguments = ["runs/smoke/01_data.ipynb", "PROFILE=smoke", f"PYTHON={sys.executable}"]
         process = subprocess.Popen(
-            ["make", *arguments, "SETUP="],
+            [*make, "SETUP="],
             cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-            | {"PYTHONPATH": str(tmp_path)},
+            start_new_session=True, env=env | {"PYTHONPATH": str(tmp_path)},
         )  # fmt: skip
         said = [line for _, line in zip(range(lines or 10**9), process.stdout, strict=False)]
         if lines:
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, KILL)
         process.communicate()
         assert lines or process.returncode == 0, said
         return len(said)
 
-    lines, wanted = made(), artefacts(tmp_path / "runs" / "smoke" / "results")
+    lines, wanted = made(), artefacts(results)
     for line in random.Random(0).sample(range(1, lines), 4):
         shutil.rmtree(tmp_path / "runs")
         made(line)
         counts("killed: make and papermill", "resumed identical")
         made()
-        assert same(artefacts(tmp_path / "runs" / "smoke" / "results"), wanted)
+        assert same(artefacts(results), wanted)
 
 
 def test_two_trainings_at_once(finishes, tmp_path, counts):
     """One is refused in one line."""
-    folder, says = tmp_path / "x", tmp_path / "says.txt"
-    with locked(folder / "run"):
-        assert attempt("training", folder, says=says) == 2
-    line = f"error: {folder / 'run'}: another process is at work there"
-    assert says.read_text().startswith(line)
-    assert says.read_text().count("\n") == 1
-    finishes("training", folder)
+    folder = tmp_path / "x" / "training"
+    with locked(folder):
+        code, (line,) = attempt("training", tmp_path / "x")
+    assert (code, line.startswith(f"error: {folder}: another process is at work")) == (2, True)
+    finishes("training", tmp_path / "x")
     counts("two at once: training", "one refused")
 
 
-def test_two_that_make_data_at_once(undisturbed, tmp_path, counts):
+def test_two_that_make_data_at_once(finishes, tmp_path, counts):
     """One waits, and says so."""
-    folder, says = tmp_path / "x", tmp_path / "says.txt"
+    folder, says = tmp_path / "x", tmp_path / "x.says"
+    os.mkfifo(says)  # a line can be read as soon as it is said, however long that takes
     with locked(folder / "data" / "msds1"):
-        process = start("data", folder, says=says)
-        while process.is_alive() and "waiting for another process" not in (
-            says.read_text() if says.exists() else ""
-        ):
-            process.join(0.02)
+        process = start("data", folder)
+        lines = says.open()
+        assert "waiting for another process" in lines.readline()
         assert process.is_alive()
+    assert lines.read() == ""
     process.join()
     assert process.exitcode == 0
-    assert says.read_text().count("\n") == 1
-    assert same(artefacts(folder), undisturbed("data"))
+    finishes("data", folder, again=False)
     counts("two at once: data", "identical")
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_signals(name, code, finishes, tmp_path, counts):
-    """One line, a checkpoint, the conventional exit code, and it goes on exactly."""
-    folder, says = tmp_path / "x", tmp_path / "says.txt"
-    assert attempt("training", folder, says=says, signalled=getattr(signal, name)) == code
-    assert (folder / "run" / "ckpt" / "rgflow_last.pth").exists()
-    assert says.read_text() == ("interrupted\n" if code == 130 else "")
-    finishes("training", folder)
-    counts(f"stopped by {name}", "resumed identical")
-
-
-def assert_one_line(folder, says, code):
-    lines = says.read_text().splitlines()
-    assert (code, len(lines)) == (2, 1), lines
-    assert lines[0].startswith("error: ")
-    assert str(folder) in lines[0]
-    assert [f for f in files_below(folder) if ".partial-" in f] == []
-
-
-@pytest.mark.parametrize(
-    ("name", "limit"),
-    [("data", 50_000), ("training", 500), ("training", 60_000), ("results", 1000), ("results", 9000)],
-)  # fmt: skip
-def test_no_room(name, limit, finishes, tmp_path, counts):
-    """A file cannot grow further: one line names it, what was there is whole, and it goes on."""
-    folder, says = tmp_path / "x", tmp_path / "says.txt"
-    assert_one_line(folder, says, attempt(name, folder, says=says, limit=limit))
-    finishes(name, folder)
-    counts(f"no room: {name}", "one line, went on")
 
 
 @pytest.mark.parametrize(("name", "size"), [("training", 100), ("training", 200), ("results", 12)])
@@ -219,33 +214,16 @@ def test_a_full_disk(name, size, finishes, tmp_path, trials, counts):
     """The same on a real file system of some kilobytes, which then gets larger."""
     if os.geteuid() or not trials(0, 1):
         pytest.skip("make test-faults as root mounts small file systems")
-    folder, says = tmp_path / "disk", tmp_path / "says.txt"
+    folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", folder]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        assert_one_line("", says, attempt(name, folder, says=says))
+        code, (line,) = attempt(name, folder)
+        assert (code, line.startswith("error: "), without_remains(folder)) == (2, True, True)
         subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
         finishes(name, folder)
     finally:
         subprocess.run(["umount", folder], check=True)
     counts(f"disk full: {name}", "one line, went on")
-
-
-@pytest.mark.parametrize(("name", "operation"), [("training", 40), ("data", 8)])
-@pytest.mark.parametrize("obstacle", ["gone", "file"])
-def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path, counts):
-    """In the middle of the work its folder goes, or a file takes its place."""
-    folder, says = tmp_path / "x", tmp_path / "says.txt"
-    code = attempt(name, folder, says=says, **{obstacle: operation})
-    assert (tmp_path / "elsewhere").exists()
-    assert code in (0, 2)  # 0: it made its folder again
-    assert len(says.read_text().splitlines()) == (1 if code else 0)
-    inside = folder / {"training": "run", "data": "data"}[name]
-    if inside.is_file():
-        assert inside.read_text() == "precious"
-        inside.unlink()
-    shutil.rmtree(folder)
-    finishes(name, folder)
-    counts(f"folder {obstacle}: {name}", "one line" if code else "finished")

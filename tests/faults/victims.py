@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,7 @@ def data(folder: Path) -> None:
 
 def training(folder: Path) -> None:
     """Train a tiny model, with a checkpoint after every step."""
-    train.train(SETTINGS, folder / "run", progress=False)
+    train.train(SETTINGS, folder / "training", progress=False)
 
 
 def stored(folder: Path) -> None:
@@ -56,78 +55,69 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _at_operation(folder: Path, number: int, action: Callable[[], None]) -> None:
-    """Do something at a file operation below a folder, counted from 1."""
-    done = itertools.count(1)
-
-    def hook(event: str, arguments: tuple) -> None:
-        inside = event in OPERATIONS and any(str(folder) in str(a) for a in arguments)
-        if inside and next(done) == number:
-            action()
-
-    sys.addaudithook(hook)
-
-
-def _die_at_call(number: int) -> None:
-    """Die at a call of any function, Python's or C's, counted from 1."""
+def nth(number: int, action: Callable[[], None]) -> Callable:
+    """A function that does something at its call number ``number``, counted from 1."""
     calls = itertools.count(1)
-    sys.setprofile(lambda *_: next(calls) >= number and die())
+    return lambda *_: next(calls) == number and action()
 
 
-def _die_in_write(number: int) -> None:
-    save, written = torch.save, itertools.count(1)
+def prepare(kind: str, number: int, folder: Path, inside: Path) -> None:
+    """Let a fault happen, see :func:`run`; ``inside`` is where the victim works in its folder."""
+    now, original = nth(number, die), torch.save if kind == "write" else train.batch_of
+
+    def at_operation(now: Callable) -> None:
+        def hook(event: str, given: tuple) -> None:
+            if event in OPERATIONS and any(str(folder) in str(a) for a in given):
+                now()
+
+        sys.addaudithook(hook)
+
+    def take_away() -> None:
+        if inside.exists():
+            inside.rename(folder.parent / "elsewhere")
+        if kind == "file":
+            inside.write_text("precious")
 
     def half(content: object, path: Path) -> None:
-        save(content, path)
-        if next(written) == number:
-            os.truncate(path, os.path.getsize(path) // 2)
-            die()
-
-    torch.save = half
-
-
-def _signal_in_training(number: int) -> None:
-    batch_of = train.batch_of
+        original(content, path)
+        os.truncate(path, os.path.getsize(path) // 2)
+        now()
+        original(content, path)
 
     def with_signal(step: int, *arguments: int) -> tuple:
         if step == 5:
             signal.raise_signal(number)
-        return batch_of(step, *arguments)
+        return original(step, *arguments)
 
-    train.batch_of = with_signal
+    match kind:
+        case "operation":
+            at_operation(now)
+        case "gone" | "file":
+            at_operation(nth(number, take_away))
+        case "call":
+            sys.setprofile(now)
+        case "write":
+            torch.save = half
+        case "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
+        case "signalled":
+            train.batch_of = with_signal
 
 
-def _take_away(inside: Path, put_file: bool) -> None:
-    if inside.exists():
-        inside.rename(inside.parent.parent / "elsewhere")
-    if put_file:
-        inside.write_text("precious")
-
-
-def run(name: str, folder: Path, says: str = os.devnull, **fault: int) -> None:
-    """Run a victim as a command.
+def run(name: str, folder: Path, **fault: int) -> None:
+    """Run a victim as a command; what it says on stderr goes to the file FOLDER.says.
 
     Args:
         name: of the victim.
         folder: where it works.
-        says: file for what it says on stderr.
         fault: ``operation``, ``call`` or ``write``: die at that one; ``limit``: bytes that a file
             may have, as on a full disk; ``signalled``: signal that comes in the middle of a
             training; ``gone`` or ``file``: at that file operation its folder goes, or a file takes
             its place.
     """
     torch.set_num_threads(1)
-    os.dup2(os.open(says, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
+    os.dup2(os.open(f"{folder}.says", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     for kind, number in fault.items():
-        if kind == "limit":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
-        elif kind == "operation":
-            _at_operation(folder, number, die)
-        elif kind in ("gone", "file"):
-            inside = folder / {"training": "run", "data": "data"}[name]
-            _at_operation(folder, number, partial(_take_away, inside, kind == "file"))
-        else:
-            how = {"call": _die_at_call, "write": _die_in_write, "signalled": _signal_in_training}
-            how[kind](number)
+        prepare(kind, number, folder, folder / name)
     cli.run(lambda: VICTIMS[name](folder))

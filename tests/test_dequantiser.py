@@ -1,0 +1,110 @@
+"""Learned noise: a change of variables of uniform noise, and so a bound for every weight."""
+
+import pytest
+import torch
+from scipy import integrate
+from support import randomise, small_flow
+
+from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, checkpoints, load
+from rgflow_core.dequantiser import Dequantiser
+from rgflow_core.noise import HALF_STEP
+
+
+def learned(dtype=torch.float64, strength=0.2, channels=3):
+    torch.manual_seed(1)
+    return randomise(Dequantiser(channels), strength=strength).to(dtype)
+
+
+def data(batch=3, edge=4, channels=3):
+    generator = torch.Generator().manual_seed(0)
+    shape = (batch, channels, edge, edge)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return images, torch.rand(shape, dtype=torch.float64, generator=generator)
+
+
+def test_it_starts_as_the_uniform_noise():
+    images, noise = data()
+    u, log_slope = Dequantiser(3).double()(images, noise)
+    torch.testing.assert_close(u, noise, rtol=0, atol=1e-14)
+    torch.testing.assert_close(log_slope, torch.zeros_like(noise), rtol=0, atol=1e-13)
+
+
+def test_log_slope_is_the_jacobian():
+    images, noise = data(1)
+    dequantiser = learned()
+    jacobian = torch.autograd.functional.jacobian(lambda v: dequantiser(images, v)[0], noise)
+    jacobian = jacobian.reshape(noise.numel(), -1)
+    assert torch.equal(jacobian, jacobian.diag().diag())
+    log_slope = dequantiser(images, noise)[1].flatten()
+    torch.testing.assert_close(log_slope, jacobian.diag().log(), rtol=1e-10, atol=1e-10)
+
+
+def test_its_density_integrates_to_one():
+    """Of one value of one picture: q(u | picture) = 1 / (du/dv), over u in [0, 1]."""
+    images, noise = data(1)
+    dequantiser = learned()
+
+    @torch.no_grad()
+    def at(v):
+        noise[0, 1, 2, 3] = v
+        return (x[0, 1, 2, 3].item() for x in dequantiser(images, noise))
+
+    v = torch.linspace(0.0005, 0.9995, 4001, dtype=torch.float64)
+    u, log_slope = zip(*map(at, v.tolist()), strict=True)
+    density = (-torch.tensor(log_slope)).exp()
+    assert integrate.trapezoid(density, u) == pytest.approx(0.999, abs=2e-4)
+    assert density.std() > 0.01
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.2, 1e3])
+def test_extreme_noise_and_weights_stay_finite(strength):
+    images, _ = data(2)
+    for dtype in (torch.float32, torch.float64):
+        for v in (0.0, HALF_STEP, 0.5, 1 - 2.0**-24):
+            noise = torch.full(images.shape, v, dtype=dtype)
+            u, log_slope = learned(dtype, strength)(images, noise)
+            assert log_slope.isfinite().all()
+            assert ((u >= 0) & (u <= 1)).all()
+
+
+def test_the_noise_cannot_collapse():
+    """However large the weights: a tenth of the uniform numbers keeps a part of the byte."""
+    images, _ = data(2)
+    ends = [
+        learned(strength=1e3)(images, torch.full(images.shape, v).double())[0] for v in (0.45, 0.55)
+    ]
+    assert (ends[1] - ends[0]).min() > 1e-4
+
+
+def model(dequantiser, dtype=torch.float64):
+    return PictureModel(
+        small_flow(dtype, subnet="lean", channels=3), Prior("gaussian"), None, dequantiser
+    )
+
+
+def test_a_model_with_it_is_the_flow_s_density_times_the_slope():
+    images, noise = data(edge=8)
+    ours = model(learned())
+    u, log_slope = ours.dequantiser(images, noise)
+    wanted = model(None).log_prob(images, u.clamp_max(1 - 1e-9)) + log_slope.flatten(1).sum(1)
+    torch.testing.assert_close(ours.log_prob(images, noise), wanted)
+    terms = ours(images, noise)
+    torch.testing.assert_close(sum(terms), wanted)
+    assert torch.equal(ours.fold()(images, noise).noise, terms.noise)
+
+
+def test_float32_agrees_with_float64():
+    images, noise = data(8, edge=8)
+    bits = [
+        model(learned(dtype), dtype).bits_per_dim(images, noise.to(dtype))
+        for dtype in (torch.float32, torch.float64)
+    ]
+    torch.testing.assert_close(*bits, rtol=0, atol=2e-4)
+
+
+def test_it_is_saved_with_the_model(tmp_path):
+    config = RGFlowConfig(image_size=8, coupling_layers=1, **LEAN)
+    ours = PictureModel(RGFlow(config), Prior("gaussian"), None, learned(torch.float32))
+    checkpoints.save(ours, tmp_path / "x.safetensors", {})
+    images, _ = data(edge=8)
+    assert torch.equal(load(tmp_path / "x.safetensors").log_prob(images), ours.log_prob(images))
