@@ -68,14 +68,13 @@ $(ANALYSES:%=$(R)/%.ipynb): $(R)/%.ipynb: notebooks/%.ipynb $(CODE) $(MODELS) $(
 $(R)/07_figures.ipynb: notebooks/07_figures.ipynb $(patsubst %,$(R)/%.ipynb,01_data $(TRAINED:%=02_training_%) \
 		$(ANALYSES)) notebooks/study/figures.py notebooks/study/report.py $(wildcard notebooks/study/templates/*.md)
 	$(RUN)
-# And report.pdf, where a Chromium is installed.
 $(R)/report.html: $(R)/07_figures.ipynb notebooks/study/page.py $(wildcard notebooks/study/templates/page/*)
 	@$(PYTHON) -m study.page $< $@
 
 # Only the default profile writes to figures/ and README.
 figures/results.json: $(R)/report.html
 	@rm -f figures/fig* figures/report.* && cp $(R)/figures/fig* $(R)/report.* figures/
-	@$(PYTHON) -m study.results collect $(R)/results figures && $(PYTHON) -m study.report results
+	@$(PYTHON) -m study.results collect $(R)/results figures && $(PYTHON) -m study.report findings claims
 ENDS_study := $(R)/01_data.ipynb
 ENDS_default := figures/results.json
 reproduce: $(or $(ENDS_$(PROFILE)),$(R)/report.html)  ## Regenerate every number and figure

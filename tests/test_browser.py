@@ -1,4 +1,4 @@
-"""What needs a real browser, headless Chromium: the explorer and the PDF. ``make test-browser``."""
+"""What needs a real browser, headless Chromium: the explorer. ``make test-browser``."""
 
 import base64
 import hashlib
@@ -12,8 +12,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-
-from study import page
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -123,10 +121,3 @@ def test_a_moved_slider_changes_its_picture_alone(lab, browser, folder):
         print(f"panel {which}: {time.perf_counter() - start:.2f} s until its picture has changed")
         after = digests(browser)
         assert [k for k in range(3) if before[k] != after[k]] == [which]
-
-
-@pytest.mark.browser
-def test_pdf_is_printed(tmp_path):
-    (tmp_path / "r.html").write_text("<!doctype html><title>T</title><p>text</p>")
-    assert page.print_pdf(tmp_path / "r.html").startswith("r.pdf: printed by ")
-    assert (tmp_path / "r.pdf").read_bytes().startswith(b"%PDF-")

@@ -29,13 +29,14 @@ def measured(sets, priors):
     spec = {
         "entropy": (sets, [("bpd", None)], [""]),
         **dict.fromkeys(("ceiling_area", "ceiling_radius"), (sets, any_one, [""])),
-        "frechet_real": (sets, any_one, [""]),
+        "frechet_real": (sets, any_one, [60]),
         "prior_gap": (sets, [*((p, None) for p in ["all", *PLACES]), *levels], [""]),
         "prior_difference": (sets, [(f, None) for f in LESS], [""]),
         "published_difference": ([*sets, "celeba"], any_one, [""]),
         "published_bpd": (sets, [(p, None) for p in priors], [""]),
         "seed_bpd": (sets, [(p, None) for p in ["gaussian", "laplace", "laplace scale 1"]], [1, 2, 3]),
-        "validation": (models, any_one, [20_000, 300_000]), "frechet": (models, any_one, [0.5, 1]),
+        "validation": ([*models, "msds1_gaussian_affine"], any_one, [20_000, 300_000]),
+        "frechet": (models, any_one, [0.7, 1]),
         "bits_by_place": (models, [(p, None) for p in PLACES], [""]),
         **dict.fromkeys(("growth", "growth_seeds"), ([*models, "random"], [("radius", None)], [""])),
         "separation": (models, [("trained", None), ("untrained", None)], [""]),
@@ -48,6 +49,8 @@ def measured(sets, priors):
         "touched": ([""], [("pixel", None)], [8, 16, 32]),
         "change_mean": ([""], [(c, None) for c in CHANGES], [""]),
         "change": ([""], [(c, None) for c in CHANGES], [1, 2]),
+        "change_diverged": ([""], [("without_tanh", None)], [""]),
+        "bpd": ([*models, "msds1_gaussian_affine"], any_one, ["test"]),
     }  # fmt: skip
     rows = []
     for quantity, where in spec.items():
@@ -100,6 +103,17 @@ def test_saved_with_its_data_and_twice_the_same(tmp_path):
     assert one == two
     key = "mixed/msds1_laplace"
     assert (np.load(tmp_path / "one" / "f.npz")[key] == arrays[key][:3]).all()
+
+
+def test_changes_say_how_many_seeds_there_are():
+    rows = [results.row("change_mean", 0.3, factor="with_two", low=0.1, high=0.5, n=2)]
+    rows += [results.row("change", k, factor="with_two", at=k) for k in (1, 2)]
+    rows += [results.row("change_mean", 1, factor="with_one", n=1)]
+    rows += [results.row("change", 1, factor="with_one", at=1)]
+    rows += [results.row("change_diverged", 1, factor=f"with_{k}") for k in ("one", "none")]
+    figure, *_ = figures.changes(pd.DataFrame(rows))
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["with two", "with one\n(n = 1, 1 diverged)", "with none\n(n = 0, 1 diverged)"]
 
 
 def test_schematic_counts_what_the_lattice_has():

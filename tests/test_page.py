@@ -1,4 +1,4 @@
-"""The report as HTML and PDF."""
+"""The report as HTML."""
 
 import base64
 import re
@@ -37,18 +37,3 @@ def test_page_refuses_what_would_be_loaded(tmp_path):
     with pytest.raises(UserError, match="would load"):
         write(tmp_path, nbformat.v4.new_markdown_cell('<img src="http://example.invalid/a.png">'))
     assert not (tmp_path / "n.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("script", "says"),
-    [(None, "no Chromium is installed$"), ("exit 3", "chromium failed: .*exit status 3")],
-)
-def test_without_a_pdf_a_line_says_so_and_no_old_one_stays(script, says, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    if script:
-        (tmp_path / "chromium").write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / "chromium").chmod(0o755)
-    (tmp_path / "r.html").write_text("new")
-    (tmp_path / "r.pdf").write_text("of an earlier page")
-    assert re.match(f"r.pdf: not written, {says}", page.print_pdf(tmp_path / "r.html"))
-    assert not (tmp_path / "r.pdf").exists()

@@ -38,7 +38,8 @@ def test_records_are_of_the_plan():
         here = {"data_root": "x", "workers": 1, "checkpointing": None}  # a machine's own
         assert replace(trained, **here) == replace(wanted, **here)
         if "diverged" not in record:
-            assert record["test"]["images"] == 10_000
+            count = wanted.val_images if wanted.train_images else 10_000
+            assert record["test"]["images"] == count
             assert record["images_seen"] == record["validation"][-1]["images"]
 
 
@@ -74,7 +75,7 @@ def test_make(planned, monkeypatch, capsys):
     path = records.make("a", planned)
     record = read_json(path)
     assert record["images_seen"] == 64
-    assert record["test"]["images"] == 50
+    assert record["test"]["images"] == 32, "as many as validate a run on few pictures"
     assert record["matrix_peak"] > 0
     assert (planned / "weights" / "a.safetensors").exists()
     rounded = read_json(records.make("lean8", planned))
@@ -118,8 +119,10 @@ def write_record(root, name: str, bpd: float, **settings: object) -> None:
     record = {
         "settings": {"convention": "unit_variance", "dataset": "msds1"} | fields,
         "test": {"bpd": bpd, "stderr": 0.1, "images": 10},
-        "validation": [{"images": 10, "bpd": bpd, "stderr": 0.1}],
+        "validation": [{"images": 48, "step": 3, "bpd": bpd + 10, "stderr": 0.1}],
         "images_seen": 48,
+        "parameters": 7,
+        "matrix_peak": 1e9,
         "latents": [["separation", None, "trained", bpd / 2]],
         "seconds": 60.0,
     }
@@ -137,13 +140,17 @@ def test_priors_are_compared_by_seed(planned):
     write_record(planned, "msds1_laplace_unit_scale_seed1", 1.3)
     table = table_of(planned)
     assert results.number(table, "seed_bpd", model="msds1", factor="laplace scale 1", at=1) == 1.3
-    (of,) = results.select(table, "prior_difference").to_dict("records")
-    assert of["factor"] == "laplace less gaussian", "one seed has no interval"
+    of, *single = results.select(table, "prior_difference").to_dict("records")
+    assert [(one["n"], one["low"] == one["low"]) for one in single] == [(1, False)] * 2
+    assert of["factor"] == "laplace less gaussian"
     assert of["value"] == pytest.approx(0.15)
     assert of["low"] == pytest.approx(0.15 - 12.706 * 0.05, abs=1e-4), "Student's t, n = 2"
     assert of["n"] == 2
     assert results.number(table, "runs_missing", factor="seeds") == 8
-    assert len(records.table(planned, "seeds")) == 4
+    assert records.table(planned, "seeds", "test")["test bpd"].tolist() == [1.0, 1.1, 1.2, 1.4]
+    validation = records.table(planned, "seeds", "val")["val bpd"].tolist()
+    assert validation == [11.0, 11.1, 11.2, 11.4], "not the test split"
+    assert results.number(table, "seed_run", factor="pictures") == 48
     assert results.number(table, "separation_seeds", model="msds1_laplace") == pytest.approx(0.625)
     assert results.number(table, "separation_difference", model="msds1") == pytest.approx(0.075)
     first = planned / records.FOLDER / "msds1_gaussian_seed1.json"
@@ -165,7 +172,31 @@ def test_changes_are_compared_by_seed_and_intervals_corrected(planned, monkeypat
     assert set(change["factor"]) == {"without_tanh", "batch_512", "batch_512_equal_steps"}
     assert results.number(table, "change", factor="batch_512_equal_steps", at=1) == 1
     assert results.number(table, "change_diverged", factor="without_tanh") == 1
-    (mean,) = results.select(table, "change_mean").to_dict("records")
-    assert (mean["factor"], mean["n"]) == ("without_tanh", 2)
+    assert results.number(table, "change_diverged", factor="flips") == 0
+    mean = results.select(table, "change_mean").set_index("factor")
+    assert mean["n"].to_dict() == {"without_tanh": 2, "batch_512": 1, "batch_512_equal_steps": 1}
+    assert mean["low"].isna().tolist() == [False, True, True], "one seed has no interval"
+    mean = mean.loc["without_tanh"]
     assert mean["value"] == pytest.approx(0.2)
     assert mean["high"] - 0.2 == pytest.approx(0.1 * 127.32, abs=0.01), "ten changes, one degree"
+    assert results.number(table, "details_worse") == 0, "its interval holds 0"
+    assert results.number(table, "unchanged", factor="comparisons") == 10
+    assert results.number(table, "unchanged", factor="steps") == 3
+    assert results.number(table, "unchanged", "n", factor="bpd") == 3
+    for seed in (1, 2, 3, 4):
+        write_record(planned, f"change_unchanged_seed{seed}", 2 + 0.01 * seed)
+        write_record(planned, f"change_without_noise_seed{seed}", 3.0)
+    assert results.number(table_of(planned), "details_worse") == 1
+
+
+def test_one_epoch_is_judged_on_both_splits_over_pictures_and_seeds(planned):
+    for seed, bpd in enumerate([8.4, 8.5, 8.6], 1):
+        write_record(planned, f"msds1_laplace_one_epoch_seed{seed}", bpd)
+    table = table_of(planned)
+    for split, value in (("test", 8.5), ("val", 18.5)):
+        (mean,) = results.select(table, "one_epoch_mean", factor=split).to_dict("records")
+        assert mean["value"] == pytest.approx(value)
+        assert mean["high"] - value == pytest.approx(4.303 * 0.1 / 3**0.5, abs=1e-4), "Student's t"
+        (run,) = results.select(table, "one_epoch", factor=split, at=2).to_dict("records")
+        assert (run["value"], run["n"]) == (value, 10), "n counts pictures"
+    assert results.number(table, "published_one_epoch") == 8.5235

@@ -14,7 +14,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator
 
 from rgflow_core.files import replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig, lattice_levels
@@ -35,6 +34,7 @@ PRIORS = {
     "gaussian": {"color": BLUE, "marker": "s", "linestyle": "-", "label": "Gaussian prior"},
     "laplace": {"color": ORANGE, "marker": "o", "linestyle": "--", "label": "Laplace prior"},
 }
+AFFINE = {"color": "0.4", "marker": "^", "linestyle": ":", "label": "Gaussian, affine coupling"}
 FACTORS = {
     "position": {"color": GREEN, "marker": "^", "linestyle": "-."},
     "angle": {"color": BLUE, "marker": "s", "linestyle": "--"},
@@ -245,26 +245,29 @@ def lattice(_: pd.DataFrame | None = None, image_size: int = 16, kernel: int = 4
 
 @style()
 def curves(table: pd.DataFrame) -> Drawing:
-    """Bits per dimension against pictures seen, the published value, and the limit."""
+    """Bits per dimension against pictures seen, at the end of the test split; and two limits."""
     shown = _Shown(table[~table["notebook"].str.startswith("02")])  # records, no short runs
     sets = shown.by_set("validation")
-    figure, axes = _axes(DOUBLE, 2.5, 1, len(sets), sharex=True, sharey=True)
+    figure, axes = _axes(DOUBLE, 2.8, 1, len(sets), sharex=True, sharey=True)
+    end = {"fmt": "*", "mfc": "white", "ms": 7, "zorder": 3, "label": "test split, at the end"}
     for axis, (set_name, models) in zip(axes[0], sets.items(), strict=True):
-        for name, look in models.items():
+        for name, look in (models | {f"{set_name}_gaussian_affine": AFFINE}).items():
             rows = shown("validation", model=name)
-            _line(axis, "at", rows.assign(at=rows["at"].astype(float) / 1000), **look)
-        lines = dict.fromkeys(shown("published_bpd", model=set_name)["value"], "")
-        lines[max(lines)] = "IGF23, test, both priors"
-        for value in shown("entropy", model=set_name, factor="bpd")["value"]:
-            lines[value] = f"entropy of the pictures, {value:.2f}"
-        for value, text in lines.items():
-            axis.axhline(value, color="black", lw=0.6, zorder=0)
-            at = {"xy": (0.98, value + 0.04), "xycoords": ("axes fraction", "data")}
-            axis.annotate(text, ha="right", **at)
+            rows = rows.assign(at=rows["at"].astype(float) / 1000)
+            _line(axis, "at", rows, **look)
+            tested = shown("bpd", model=name, at="test")
+            _points(axis, [rows["at"].max()] * len(tested), tested, color="black", **end)
+        limits = {"IGF23: test split, both priors": shown("published_bpd", model=set_name)}
+        limits["entropy of the pictures"] = shown("entropy", model=set_name, factor="bpd")
+        for text, rows in limits.items():
+            for value in rows["value"]:
+                axis.axhline(value, color="black", lw=0.6, zorder=0)
+            at = (0.98, rows["value"].max() + 0.04)
+            axis.annotate(text, at, xycoords=("axes fraction", "data"), ha="right")
         axis.set(ylim=(0, None), title=set_name.upper())
         axis.set_xlabel("training pictures seen / thousands")
     axes[0, 0].set_ylabel("validation bits per dimension")
-    _legend(figure, 2)
+    _legend(figure, 4)
     return figure, shown.rows(), {}
 
 
@@ -300,7 +303,7 @@ def priors(table: pd.DataFrame) -> Drawing:
 @style()
 def bits(table: pd.DataFrame) -> Drawing:
     """Where the bits go: by level, by place, and where the two priors differ."""
-    shown, places, ticks = _Shown(table), ["background", "ellipse"], (-1, -0.1, -0.01, 0, 0.01, 0.1)
+    shown, places = _Shown(table), ["background", "ellipse"]
     sets = shown.by_set("bits_by_place")
     layout = {"sharex": "col", "width_ratios": (4, 3, 4)}
     figure, axes = _axes(DOUBLE, 1.9 * len(sets) + 0.7, len(sets), 3, **layout)
@@ -320,20 +323,15 @@ def bits(table: pd.DataFrame) -> Drawing:
         right.axvline(0, color="black", lw=0.6)
         right.locator_params(axis="x", nbins=5)
         right.invert_yaxis()
-        # Coarse levels pay a hundredth of what fine ones save.
-        left.set_yscale("symlog", linthresh=0.01)
-        left.set_yticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
-        left.set(ylim=(-10, 0.3), ylabel=f"{set_name.upper()}: bits per dimension")
+        left.set_ylabel(f"{set_name.upper()}: bits per dimension")
         left.label_outer()
         left.axhline(0, color="black", lw=0.6)
         middle.set(xlim=(-0.5, 1.5), ylim=(0, None), xticks=range(2), xticklabels=places)
         middle.grid(axis="y")
         right.grid(axis="x")
-    titles = "of each level, without\nbytes and logit", "of each place,\nper value there"
-    for axis, title in zip(
-        axes[0], (*titles, "Laplace less Gaussian,\nper dimension"), strict=True
-    ):
-        axis.set_title(title)
+    axes[0, 0].set_title("added by each level,\nwithout bytes and logit")
+    axes[0, 1].set_title("of each place,\nper value there")
+    axes[0, 2].set_title("Laplace less Gaussian,\nper dimension")
     axes[-1, 2].set_xlabel("bits per dimension")
     _legend(figure, 2)
     return figure, shown.rows(), {}
@@ -413,27 +411,26 @@ def growth(table: pd.DataFrame) -> Drawing:
 def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     """Real pictures and samples, and the Frechet distance between the two against temperature.
 
-    ``real/SET`` and ``samples/MODEL/T`` (N, L, L, 3); shown are T = 1 and the lowest.
+    ``real/SET`` and ``samples/MODEL/T`` (N, L, L, 3); of the T measured, 1 and the lowest drawn.
     """
     shown, sheets, sets = _Shown(table), {}, _Shown(table).by_set("frechet")
     figure, axes = _axes(DOUBLE, 4.2, 2, len(sets), height_ratios=(5, 3.2))
     for (above, below), (set_name, models) in zip(axes.T, sets.items(), strict=True):
-        below.sharey(axes[1, 0])
         rows = {"real": f"real/{set_name}"}
         for name, look in models.items():
-            _line(below, "at", shown("frechet", model=name), **look)
-            drawn = [float(k.split("/")[2]) for k in arrays if k.startswith(f"samples/{name}/")]
+            distances = shown("frechet", model=name)
+            _line(below, "at", distances, **look)
+            drawn = (t for t in map(float, distances["at"]) if f"samples/{name}/{t}" in arrays)
             for t in sorted({1.0, min(drawn)}, reverse=True):
                 rows[f"{look['label'].split()[0]}, T = {t:g}"] = f"samples/{name}/{t}"
         pictures = {key: arrays[key][:8] for key in rows.values()}
         _sheet(above, np.stack([*pictures.values()]), [*rows])
-        for value in shown("frechet_real", model=set_name)["value"]:
-            below.axhline(value, color="black", lw=0.8, ls=":", label="real against real pictures")
+        for _, real in shown("frechet_real", model=set_name).iterrows():
+            label = f"as many real pictures: {real['at']}, {real['n']} times"
+            below.axhspan(real["low"], real["high"], color="0.85", zorder=0)
+            below.axhline(real["value"], color="black", lw=0.8, ls=":", label=label)
         above.set_title(set_name.upper())
-        below.set(xlabel="temperature T of the samples", yscale="log")
-        below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        below.yaxis.set_major_formatter("{x:g}")
-        below.yaxis.set_minor_formatter("")
+        below.set(xlabel="temperature T of the samples", ylim=(0, None))
         sheets |= pictures
     axes[1, 0].set_ylabel("Fréchet distance\n(own features)")
     _legend(figure, 3)
@@ -503,14 +500,19 @@ def probes(table: pd.DataFrame) -> Drawing:
 def changes(table: pd.DataFrame) -> Drawing:
     """What one change does to the test bpd: each seed, and the mean with its interval."""
     shown = _Shown(table)
-    means, runs = shown("change_mean").sort_values("value"), shown("change")
-    figure, ((axis,),) = _axes(SINGLE, 0.27 * len(means) + 0.8, 1, 1)
-    at = {name: k for k, name in enumerate(means["factor"])}
-    runs = runs[runs["factor"].isin(at)]
-    axis.plot(runs["value"], runs["factor"].map(at) + 0.25, **SEED)
-    _points(axis, range(len(at)), means, flat=True, fmt="D", color="black")
-    few = [f" (n = {n})" if n < means["n"].max() else "" for n in means["n"]]
-    axis.set_yticks(range(len(at)), [k.replace("_", " ") + n for k, n in zip(at, few, strict=True)])
+    means, runs, lost = (shown(f"change{part}") for part in ("_mean", "", "_diverged"))
+    lost = lost[lost["value"] > 0].set_index("factor")["value"]
+    count = runs["factor"].value_counts()
+    names = [*means.sort_values("value")["factor"], *lost.index.difference(means["factor"])]
+    figure, ((axis,),) = _axes(SINGLE, 0.27 * len(names) + 0.8, 1, 1)
+    axis.plot(runs["value"], runs["factor"].map(names.index) + 0.25, **SEED)
+    at = means["factor"].map(names.index)
+    _points(axis, at, means, flat=True, fmt="D", color="black")
+    for k, name in enumerate(names):
+        few = f"\n(n = {count.get(name, 0)}, {lost.get(name, 0):.0f} diverged)"
+        few = few if count.get(name, 0) < count.max() else ""
+        names[k] = name.replace("_", " ") + few
+    axis.set_yticks(range(len(names)), names)
     axis.axvline(0, color="black", lw=0.6)
     axis.set_xscale("symlog", linthresh=0.1)
     axis.xaxis.set_major_formatter("{x:g}")

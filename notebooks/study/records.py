@@ -20,7 +20,7 @@ from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
 from study import benchmarks, report, results, run, separation
 from study.results import row
-from study.statistics import bounds, interval, paired
+from study.statistics import bounds, interval, mean, paired
 
 PLAN = "data/runs.json"
 FOLDER = "data/records"
@@ -30,6 +30,8 @@ SUBSET = 500
 LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
+DETAILS = ("without_rescaling", "post_activation", "fixed_activation", "without_tanh")
+DETAILS += ("shared_network", "without_noise")  # those of IGF23's list
 
 
 def plan(root: Path, group: str | None = None, path: str = PLAN) -> dict[str, dict]:
@@ -61,7 +63,9 @@ def complete(root: Path, name: str) -> bool:
 
 
 def make(name: str, root: Path) -> Path:
-    """Train a run, or go on with it, and evaluate it on the whole test split, once.
+    """Train a run, or go on with it, and evaluate it on the test split, once.
+
+    The split is taken whole, or as many of it as validate a run in the manner of ``--test-mode``.
 
     Raises:
         UserError: for a name that is not in the plan.
@@ -90,7 +94,8 @@ def make(name: str, root: Path) -> Path:
         file = root / "weights" / f"{name}.safetensors"
         checkpoints.save(model.half() if half else model, file, model.metadata)
         model = load(file)
-    test = datasets.load_split(settings.dataset, "test", settings.data_root)
+    limit = settings.val_images if settings.train_images else None
+    test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
     bits = evaluate.evaluate(model, test.images)
     checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     # The FLOP/s are of the same hour, for what "minutes" mean.
@@ -136,33 +141,41 @@ def shipped_records(root: Path) -> dict[str, dict]:
     return read(root, plan(root, "shipped") | plan(root, "shipped8"))
 
 
-def table(root: Path, group: str) -> pd.DataFrame:
-    """A group's runs, as far as they have records, one row each."""
-    runs = pd.json_normalize(list(read(root, plan(root, group)).values()))
-    columns = {
-        "name": "run", "settings.model": "model", "settings.optimizer": "optimiser",
-        "settings.batch_size": "batch", "images_seen": "pictures", "seconds": "seconds",
-        "matrix_peak": "FLOP/s", "test.bpd": "test bpd", "test.stderr": "±",
-    }  # fmt: skip
-    return runs.reindex(columns=list(columns)).rename(columns=columns)
+def table(root: Path, group: str, split: str) -> pd.DataFrame:
+    """A group's runs, as far as they have records, one row each, judged on "val" or "test"."""
+    rows = []
+    for name, record in read(root, plan(root, group)).items():
+        settings, last = record["settings"], record["validation"][-1]
+        judged = record["test"] if split == "test" else last
+        rows.append({
+            "run": name, "model": settings["model"], "optimiser": settings["optimizer"],
+            "lr": settings["lr"], "warm-up": settings["warmup"],
+            "batch": settings["batch_size"], "steps": last["step"], "pictures": last["images"],
+            "minutes": record["seconds"] / 60, "GFLOP/s": record["matrix_peak"] / 1e9,
+            f"{split} bpd": judged["bpd"], "±": judged["stderr"],
+        })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
-def _mean_row(quantity: str, mean: dict, model: str, **where: object) -> dict:
+def _mean_row(quantity: str, mean: dict, model: str = "", **where: object) -> dict:
     """A row of :func:`evaluate.mean_and_error`."""
-    return row(
-        quantity, model=model, **where, **interval(mean["bpd"], mean["stderr"], mean["images"])
-    )
+    ends = interval(mean["bpd"], mean["stderr"], mean["images"])
+    return row(quantity, model=model, **where, **ends)
+
+
+def _change_of(name: str) -> tuple[str, int]:
+    """Change and seed of a run's name, KIND_CHANGE_seedN."""
+    change, _, seed = name.partition("_")[2].rpartition("_seed")
+    return change, int(seed)
 
 
 def _difference(
     quantity: str, of: dict[int, float], less: dict[int, float], comparisons: int = 1, **where: str
 ) -> list[dict]:
-    """A row of the mean difference of runs of the same seed, if at least two have both."""
+    """A row of the mean difference of runs of the same seed; a single one has no interval."""
     both = sorted(of.keys() & less.keys())
-    if len(both) < 2:
-        return []
     sides = ([side[seed] for seed in both] for side in (of, less))
-    return [row(quantity, **paired(*sides, comparisons), **where)]
+    return [row(quantity, **paired(*sides, comparisons), **where)] if both else []
 
 
 def _seed_rows(root: Path) -> list[dict]:
@@ -176,53 +189,72 @@ def _seed_rows(root: Path) -> list[dict]:
         bits.setdefault(where, {})[settings["seed"]] = record["test"]["bpd"]
         same = {"model": where[0], "factor": where[1], "at": settings["seed"]}
         rows.append(_mean_row("seed_bpd", record["test"], **same))
-        rows.append(row("run_minutes", record["seconds"] / 60, **same))
-    pairs = [
-        ("laplace", "gaussian"),
-        ("laplace scale 1", "gaussian"),
-        ("laplace scale 1", "laplace"),
-    ]
+    if rows:  # all runs are alike in these
+        rows.append(row("seed_run", record["images_seen"], factor="pictures"))
+        rows.append(row("seed_run", settings["batch_size"], factor="batch"))
+    laplace, unit, gaussian = "laplace", "laplace scale 1", "gaussian"
     for set_name in dict.fromkeys(name for name, _ in bits):
-        for of, less in pairs:
+        for of, less in ((laplace, gaussian), (unit, gaussian), (unit, laplace)):
             sides = (bits.get((set_name, prior), {}) for prior in (of, less))
             where = {"model": set_name, "factor": f"{of} less {less}"}
             rows += _difference("prior_difference", *sides, **where)
     return rows
 
 
-def _change_rows(root: Path) -> list[dict]:
-    """What each change of the narrow published network does, against the same seed unchanged.
+def _one_epoch_rows(root: Path) -> list[dict]:
+    """The published model after one epoch of ``--test-mode``: by seed, over pictures; over seeds."""
+    runs, rows = read(root, plan(root, "one_epoch")).values(), []
+    for split in ("test", "val") if runs else ():
+        judged = [r["test"] if split == "test" else r["test"] | r["validation"][-1] for r in runs]
+        rows.append(row("one_epoch_mean", factor=split, **mean([one["bpd"] for one in judged])))
+        for record, one in zip(runs, judged, strict=True):
+            one = one | {"images": record["test"]["images"]}  # of either split
+            rows.append(_mean_row("one_epoch", one, factor=split, at=record["settings"]["seed"]))
+    return rows
 
-    ``batch_512`` sees as many pictures as the unchanged network, in a 32nd of its steps;
-    ``batch_512_equal_steps`` is compared with ``few_steps``, a batch of 16 for as few.
+
+def _change_rows(root: Path) -> list[dict]:
+    """What each change of a small published network does, against the same seed unchanged.
+
+    ``batch_512`` sees as many pictures as the unchanged network, in fewer steps;
+    ``batch_512_equal_steps`` is compared with ``few_steps``, the unchanged batch for as few.
     """
-    bits: dict[str, dict[int, float]] = {}
-    diverged: dict[str, int] = {}
-    for name, record in read(root, plan(root, CHANGES)).items():
-        change, _, seed = name.partition("_")[2].rpartition("_seed")
-        if "diverged" in record:
-            diverged[change] = diverged.get(change, 0) + 1
-        else:
-            bits.setdefault(change, {})[int(seed)] = record["test"]["bpd"]
-    compared = {n: (n, "unchanged") for n in bits if n not in ("unchanged", "few_steps")}
-    compared["batch_512_equal_steps"] = ("batch_512", "few_steps")
     # Bonferroni's correction is for the comparisons planned, not for those that have records yet.
-    planned = {name.rpartition("_seed")[0] for name in plan(root, CHANGES)}
-    rows = [row("change_diverged", count, factor=name) for name, count in diverged.items()]
-    for factor, (of, less) in compared.items():
-        first, second = bits.get(of, {}), bits.get(less, {})
-        rows += [
-            row("change", first[seed] - second[seed], factor=factor, at=seed)
-            for seed in sorted(first.keys() & second.keys())
-        ]
-        rows += _difference("change_mean", first, second, len(planned) - 1, factor=factor)
+    planned = plan(root, CHANGES)
+    runs = {_change_of(name)[0]: {} for name in planned}
+    for name, record in read(root, planned).items():
+        change, seed = _change_of(name)
+        runs[change][seed] = record
+    bits = {
+        change: {seed: record["test"]["bpd"] for seed, record in by.items() if "test" in record}
+        for change, by in runs.items()
+    }
+    pairs = {n: (n, "unchanged") for n in runs if n not in ("unchanged", "few_steps")}
+    if "few_steps" in runs:
+        pairs["batch_512_equal_steps"] = ("batch_512", "few_steps")
+    rows, worse = [], 0
+    for factor, (of, less) in pairs.items():
+        both = sorted(bits[of].keys() & bits[less].keys())
+        rows += [row("change", bits[of][s] - bits[less][s], factor=factor, at=s) for s in both]
+        rows.append(row("change_diverged", len(runs[of]) - len(bits[of]), factor=factor))
+        means = _difference("change_mean", bits[of], bits[less], len(pairs), factor=factor)
+        worse += sum(factor in DETAILS and (one["low"] or 0) > 0 for one in means)
+        rows += means
+    rows.append(row("details_worse", worse, n=len(DETAILS)))
+    if bits["unchanged"]:
+        rows.append(row("unchanged", **mean([*bits["unchanged"].values()]), factor="bpd"))
+        one = next(iter(runs["unchanged"].values()))
+        facts = {"batch": one["settings"]["batch_size"], "steps": one["validation"][-1]["step"],
+                 "pictures": one["images_seen"], "parameters": one["parameters"],
+                 "comparisons": len(pairs)}  # fmt: skip
+        rows += [row("unchanged", value, factor=factor) for factor, value in facts.items()]
     return rows
 
 
 def _run_rows(root: Path) -> list[dict]:
     """Validation while training, and what single records say beyond the models in ``weights/``."""
     rows = []
-    for group in ("shipped", "shipped8", "affine", "seeds", "convention"):
+    for group in ("shipped", "shipped8", "affine"):
         for name, record in read(root, plan(root, group)).items():
             count = {"images": record["settings"]["val_images"]}
             rows += [
@@ -245,18 +277,17 @@ def _published_rows(root: Path) -> list[dict]:
     for set_name, bpd in published["bpd"].items():
         rows += [row("published_bpd", v, set_name, factor=prior) for prior, v in bpd.items()]
         rows.append(row("published_difference", bpd["laplace"] - bpd["gaussian"], set_name))
-    return rows
+    return [*rows, row("published_one_epoch", published["one_epoch"])]
 
 
 def rows(root: Path) -> list[dict]:
     """All that the committed records and the published table say, as rows of results."""
-    lists = (_seed_rows, _change_rows, _run_rows, _published_rows)
-    missing = [
-        row("runs_missing", sum(not complete(root, n) for n in plan(root, group)), factor=group)
-        for group in read_json(root / PLAN)
-    ]
+    made = _seed_rows(root) + _one_epoch_rows(root) + _change_rows(root) + _run_rows(root)
+    for group in read_json(root / PLAN):
+        missing = sum(not complete(root, name) for name in plan(root, group))
+        made.append(row("runs_missing", missing, factor=group))
     latents = separation.over_seeds(read(root, plan(root, "seeds")).values())
-    return [one for make_rows in lists for one in make_rows(root)] + latents + missing
+    return made + _published_rows(root) + latents
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Generated text: the templates in ``templates/``, into which single numbers are filled.
 
 ``report.md`` has the report's sections, ``readme.md`` what stands between README's markers,
-``cards.md`` the cards of the shipped models. ``python -m study.report NAME`` fills README's
-part NAME.
+``cards.md`` the cards of the shipped models. ``python -m study.report NAME ...`` fills README's
+parts of these names.
 """
 
 import math
@@ -57,7 +57,8 @@ def environment(table: pd.DataFrame | None = None) -> jinja2.Environment:
 
     ``number(quantity, **where)`` is one number, not-a-number where nothing was measured;
     ``interval(quantity, form, **where)`` writes it with its 95 % interval; ``rows(...)`` are
-    those of a quantity. The filter ``fmt`` formats, ``filled`` renders a text as a template.
+    those of a quantity. The filter ``fmt`` formats, ``filled`` renders a text as a template, and
+    ``largest`` and ``smallest`` are values of some rows.
     """
 
     def number(quantity: str, column: str = "value", **where: object) -> float:
@@ -80,6 +81,8 @@ def environment(table: pd.DataFrame | None = None) -> jinja2.Environment:
         "fmt": _fmt,
         "title": results.title,
         "cell": lambda text: text.replace("|", "\\|"),  # a bar would end a table's cell
+        "largest": lambda some: max((r["value"] for r in some), default=math.nan),
+        "smallest": lambda some: min((r["value"] for r in some), default=math.nan),
         "filled": lambda text: templates.from_string(text).render(),
     }
     templates.globals |= {"number": number, "interval": interval, "rows": rows}
@@ -133,12 +136,12 @@ def update_readme(name: str, root: Path) -> None:
     """
     readme, figures = root / "README.md", root / "figures"
     table, facts = None, {}
-    if name == "results":
-        table, facts["claims"] = results.read(figures), claims(root)
+    if name == "faults":
+        facts = read_json(figures / "faults.json")
     elif name == "speed":
         table = results.read(figures, "A1_benchmarks")
     else:
-        facts = read_json(figures / "faults.json")
+        table, facts["claims"] = results.read(figures), claims(root)
     text = readme.read_text("utf-8")
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
     if text.count(begin) != 1 or text.count(end) != 1:
@@ -151,9 +154,10 @@ def update_readme(name: str, root: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser("Fill a part of README: results, the speeds, or the trials.")
-    parser.add_argument("name", choices=("results", "speed", "faults"))
-    update_readme(parser.parse_args().name, results.root())
+    parser = cli.Parser("Fill parts of README: findings, claims, the speeds, the trials.")
+    parser.add_argument("names", nargs="+", choices=("findings", "claims", "speed", "faults"))
+    for name in parser.parse_args().names:
+        update_readme(name, results.root())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ TOLERANCES |= dict.fromkeys(
      "separation", "mixing"), (0.02, 0.02)
 )  # fmt: skip
 # Durations, and what rounding can lead elsewhere: which samples explode.
-_LEFT_OUT = ("seconds", "run_minutes", "exploded")
+_LEFT_OUT = ("seconds", "exploded")
 _TYPES = {"level": "Int64", "n": "Int64"} | dict.fromkeys(("value", "low", "high"), "float64")
 
 
