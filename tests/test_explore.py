@@ -14,11 +14,11 @@ from rgflow_core.flow import lattice_levels
 from study import explore, fields
 
 
-def explorer_of(*names, size=32, channels=3):
-    config = RGFlowConfig(size, channels, **TINY)
-    flows = {name: randomise(RGFlow(config), seed) for seed, name in enumerate(names)}
+def explorer_of(*names, size=32, channels=3, kernels=(4, 4)):
+    configs = [RGFlowConfig(size, channels, kernel, **TINY) for kernel in kernels]
+    flows = {name: randomise(RGFlow(configs[k]), k) for k, name in enumerate(names)}
     models = {name: PictureModel(flow, Prior()) for name, flow in flows.items()}
-    sources = {name: torch.randint(256, (3, *config.shape)).byte() for name in names}
+    sources = {name: torch.randint(256, (3, *configs[0].shape)).byte() for name in names}
     return explore.Explorer(models, sources)
 
 
@@ -51,6 +51,14 @@ def test_a_control_changes_its_pictures_and_no_others(explorer, control, value, 
     control(explorer).value = value
     after = shown(explorer)
     assert {name for name in before if before[name] != after[name]} == changed
+
+
+def test_a_slider_beyond_a_models_levels_does_as_at_its_last():
+    explorer = explorer_of("four levels", "three", kernels=(4, 8))
+    explorer.level.value, explorer.split.value, explorer.model.value = 3, 4, "three"
+    before = shown(explorer)
+    explorer.level.value, explorer.split.value, explorer.temperatures[3].value = 2, 3, 0.1
+    assert shown(explorer) == before
 
 
 def test_the_latent_nearest_to_the_place_is_shown_and_ringed(explorer):

@@ -36,7 +36,8 @@ class Explorer:
     At the end of a cell it shows its ``widget`` where a front end listens, else :meth:`still`.
 
     Args:
-        models: name -> flow and prior.
+        models: name -> flow and prior, of pictures of one shape; a slider beyond a model's levels
+            does as at its last.
         sources: name of a model -> pictures of its set, uint8 (N, C, L, L), to mix.
     """
 
@@ -44,8 +45,8 @@ class Explorer:
         self._models = {name: model.fold() for name, model in models.items()}
         self._sources = sources
         config = next(iter(models.values())).flow.config
-        self._lattice = lattice_levels(config.image_size, config.kernel)
-        levels, last = config.levels, min(map(len, sources.values())) - 1
+        levels = max(model.flow.config.levels for model in models.values())
+        last = min(map(len, sources.values())) - 1
 
         def slider(description: str, largest: int, value: int = 0) -> widgets.IntSlider:
             return widgets.IntSlider(value, 0, largest, description=description)
@@ -93,13 +94,16 @@ class Explorer:
     @property
     def position(self) -> tuple[int, int, int]:
         """Channel, row and column of the level's latent nearest to the place chosen."""
-        here = (self._lattice == self.level.value).nonzero()
+        config = self._chosen.flow.config
+        lattice = lattice_levels(config.image_size, config.kernel)
+        here = (lattice == min(self.level.value, config.levels - 1)).nonzero()
         wanted = torch.tensor([self.row.value, self.column.value])
         return (self.colour.value, *here[(here - wanted).square().sum(1).argmin()].tolist())
 
     def samples(self) -> np.ndarray:
         """Nine samples at the temperatures chosen, as a picture uint8 (H, W, 3)."""
         temperatures = [slider.value for slider in self.temperatures]
+        temperatures = temperatures[: self._chosen.flow.config.levels]
         drawn = self._chosen.sample(9, temperatures, self.draw.value)
         return analysis.sheet(analysis.shown(drawn), 3)
 
@@ -108,7 +112,8 @@ class Explorer:
         """Both sources and their mixture, as a picture uint8 (H, W, 3)."""
         sources = self._sources[self.model.value][[self.fine.value, self.coarse.value]]
         fine, coarse = analysis.encode(self._chosen, sources).split(1)
-        mixed = analysis.mix(self._chosen.flow, fine, coarse, self.split.value)
+        split = min(self.split.value, self._chosen.flow.config.levels)
+        mixed = analysis.mix(self._chosen.flow, fine, coarse, split)
         pictures = (sources.permute(0, 2, 3, 1).numpy(), analysis.shown(mixed))
         return analysis.sheet(np.concatenate(pictures), 3)
 
@@ -162,8 +167,8 @@ def explore(
     """Show sliders for models, or one picture where no front end listens.
 
     Args:
-        weights: a model's file, or a folder of models of one shape, such as a run's; by default
-            the repository's.
+        weights: a model's file, or a folder of models of one shape of pictures, such as a run's;
+            by default the repository's.
         data_root: folder of the data set; by default each model's own.
         sources: pictures of the test split to choose from for mixtures.
 
