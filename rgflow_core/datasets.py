@@ -150,11 +150,8 @@ def _celeba(system: str) -> Source:
                 f"000001.jpg ... 202599.jpg (from img_align_celeba.zip) into {pictures}"
             )
         wanted = {"train": "0", "val": "1", "test": "2"}[split]
-        rows = [
-            line.split()
-            for line in partition.read_text("utf-8", "replace").splitlines()
-            if line.strip()
-        ]
+        lines = partition.read_text("utf-8", "replace").splitlines()
+        rows = [row for line in lines if (row := line.split())]
         if bad := [row for row in rows if len(row) != 2]:
             raise UserError(f"{partition}: damaged CelebA partition: {' '.join(bad[0])!r}")
         paths = [pictures / name for name, number in rows if number == wanted]
