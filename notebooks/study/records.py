@@ -14,11 +14,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-import study.ablations  # noqa: F401 - its models are in the plan
 from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
-from study import benchmarks, report, results, run, separation
+from study import ablations, benchmarks, report, results, run, separation
 from study.results import row
 from study.statistics import bounds, interval, mean, paired
 
@@ -30,8 +29,7 @@ SUBSET = 500
 LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
-DETAILS = ("without_rescaling", "post_activation", "fixed_activation", "without_tanh")
-DETAILS += ("shared_network", "without_noise")  # those of IGF23's list
+DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
 
 def plan(root: Path, group: str | None = None, path: str = PLAN) -> dict[str, dict]:
