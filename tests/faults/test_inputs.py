@@ -81,7 +81,7 @@ COMMANDS = [
     (results, ["look", "x"], "look collect check reference"),
     (results, ["check", "none"], "none"),
     (run, ["01_nothing"], "01_nothing"),
-    (report, ["nonsense"], "nonsense results speed faults"),
+    (report, ["nonsense"], "nonsense findings speed faults"),
     (page, ["none.ipynb", "x.html"], "none.ipynb No such file"),
     (page, ["precious", "x.html"], "precious notebook"),
     (factors, ["--out=precious"], "precious exists"),
