@@ -95,6 +95,18 @@ def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch)
         run(tmp_path / "all", outlier_bpd=0.01)
 
 
+KNOBS = [
+    {"lr": 1e-3}, {"clip": 0.1}, {"weight_decay": 1.0}, {"beta2": 0.5}, {"warmup": 0}, {"seed": 1},
+    {"schedule": "cosine"}, {"flip": True}, {"without_noise": True}, {"optimizer": "muon"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("knob", KNOBS, ids=str)
+def test_a_knob_changes_what_is_learned(knob, one_epoch, tmp_path):
+    ours = run(tmp_path, **{"epochs": 1, "schedule": "constant"} | knob)
+    assert not same(weights(ours), weights(one_epoch / "model.safetensors"))
+
+
 # Stopped and resumed
 
 
