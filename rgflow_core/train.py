@@ -527,7 +527,8 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
             if run.step == (len(run.history) + 1) * run.epoch_steps:
                 run.validate(val)
             elif stop or (
-                run.step and time.perf_counter() - run.saved > 60 * settings.save_minutes
+                0 < run.step < run.steps
+                and time.perf_counter() - run.saved > 60 * settings.save_minutes
             ):
                 run.save("rgflow_last.pth")
             if run.step >= run.steps:

@@ -199,6 +199,13 @@ def test_a_run_with_learned_noise_that_starts_from_data_goes_on_exactly(tmp_path
     assert any(p.any() for p in dequantiser.layers[-1].parameters())  # it learns
 
 
+def test_a_run_killed_as_it_finished_leaves_no_checkpoint_more(whole, tmp_path):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    run(tmp_path, save_minutes=0.0)
+    assert_same_run(whole, tmp_path)
+
+
 def test_latest_checkpoint_counts_beyond_999(tmp_path):
     assert train.latest_checkpoint(tmp_path) is None
     (tmp_path / "ckpt").mkdir()
