@@ -202,10 +202,11 @@ def write_json(path: str | Path, content: dict) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def read_json(path: str | Path) -> dict:
+def read_json(path: str | Path, by_hand: bool = True) -> dict:
     """Read JSON; :class:`UserError` if it is missing or damaged.
 
-    A file of :func:`write_json` is compared with its SHA-256; one written by hand has none.
+    A file of :func:`write_json` is compared with its SHA-256; only one that may be written
+    ``by_hand`` needs none.
     """
     try:
         content = json.loads(Path(path).read_text("utf-8"))
@@ -213,7 +214,8 @@ def read_json(path: str | Path) -> dict:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
-    if "sha256" in content and content.pop("sha256") != _digest(content):
+    stated = content.pop("sha256", None)
+    if stated != _digest(content) and not (by_hand and stated is None):
         raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
     return content
 

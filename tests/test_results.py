@@ -74,16 +74,17 @@ def test_bad_rows_are_refused_and_the_old_table_stays(tmp_path, why):
     assert len(results.read(tmp_path)) == len(ROWS)
 
 
-@pytest.mark.parametrize("kind", ["csv", "npz", "json"])
+@pytest.mark.parametrize("kind", ["csv", "npz", "json", "sha256 of json"])
 def test_what_is_missing_or_damaged_is_named(tmp_path, kind):
     results.write(tmp_path, "x", ROWS, {"a": np.arange(100)})
-    path = tmp_path / f"x.{kind}"
-    path.write_bytes(path.read_bytes().replace(b"1", b"2") + b" ")
+    what, damage = {"sha256 of json": (b"sha256", b"sha257")}.get(kind, (b"1", b"2"))
+    path = tmp_path / f"x.{kind.split()[-1]}"
+    path.write_bytes(path.read_bytes().replace(what, damage) + b" ")
     reader = results.arrays if kind == "npz" else results.read
-    with pytest.raises(UserError, match=rf"x\.{kind}.*SHA-256"):
+    with pytest.raises(UserError, match=rf"{path.name}.*SHA-256"):
         reader(tmp_path, "x")
     path.unlink()
-    with pytest.raises(UserError, match=rf"x\.{kind}"):
+    with pytest.raises(UserError, match=path.name):
         reader(tmp_path, "x")
 
 

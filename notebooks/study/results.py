@@ -188,7 +188,7 @@ def _verified(folder: str | Path, name: str, kind: str) -> Path:
     """The path of a file whose SHA-256 is the one that ``NAME.json`` states."""
     path = Path(folder) / f"{name}.{kind}"
     with refusing_damage(path, "results of a notebook (make reproduce makes them)"):
-        if sha256(path) != read_json(path.with_suffix(".json"))["files"][kind]:
+        if sha256(path) != read_json(path.with_suffix(".json"), by_hand=False)["files"][kind]:
             raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
     return path
 
@@ -237,8 +237,9 @@ def origins(folder: str | Path) -> dict[str, dict]:
     """Notebook -> where its numbers come from, of a folder that :func:`read` reads."""
     joined = Path(folder) / "results.json"
     if joined.exists():
-        return read_json(joined)["notebooks"]
-    return {path.stem: read_json(path) for path in sorted(Path(folder).glob("*.json"))}
+        return read_json(joined, by_hand=False)["notebooks"]
+    paths = sorted(Path(folder).glob("*.json"))
+    return {path.stem: read_json(path, by_hand=False) for path in paths}
 
 
 def select(table: pd.DataFrame, quantity: str, **where: object) -> pd.DataFrame:
