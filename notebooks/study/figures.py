@@ -5,6 +5,7 @@ Each gives ``figure, rows, arrays``: the rows that it shows and, of pictures, th
 the finest level, h = 0, to the coarsest. No panel shows two data sets.
 """
 
+import io
 from functools import partial
 from pathlib import Path
 
@@ -77,8 +78,10 @@ def save(folder: str | Path, name: str, figure: Figure, rows: pd.DataFrame, arra
     """
     path = Path(folder) / name
     for kind, no_date in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+        drawn = io.BytesIO()  # on a full disk matplotlib fails in a way of its own
+        figure.savefig(drawn, format=kind, dpi=200, metadata=no_date)
         with replacing(path.with_suffix(f".{kind}")) as temporary:
-            figure.savefig(temporary, dpi=200, metadata=no_date)
+            temporary.write_bytes(drawn.getbuffer())
     results.write_csv(path.with_suffix(".csv"), rows)
     if arrays:
         with replacing(path.with_suffix(".npz")) as temporary:
