@@ -153,7 +153,7 @@ def test_make_and_papermill(tmp_path, trials, counts):
     """A notebook run by make in a copy of the repository, killed after any line it prints."""
     if not trials(0, 1):
         pytest.skip("takes minutes: make test-faults")
-    for name in ("notebooks", "rgflow_core"):
+    for name in ("notebooks", "rgflow_core", "figures"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)

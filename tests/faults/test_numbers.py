@@ -122,7 +122,7 @@ def test_single_precision(name, trials, measured):
         again, _ = flow.inverse(flow(y)[0])
         shift = from_logit(again, clip=False) - from_logit(y, clip=False)
         moved.append(256 * shift.abs().max().item())
-    assert max(moved) < 0.1  # of a step between bytes
+    assert max(moved) < 0.25  # of a step between bytes
     few = images[: trials(12, 256)]
     noise = exact.noise(torch.arange(len(few)))
     bits = [m.bits_per_dim(few, noise.to(m._like.dtype)) for m in (ours, exact)]
