@@ -10,14 +10,13 @@ R := runs/$(PROFILE)
 PYTHON := $(if $(filter rgflow,$(CONDA_DEFAULT_ENV)),python,.venv/bin/python)
 SETUP := $(if $(filter rgflow,$(CONDA_DEFAULT_ENV)),,.venv/installed)
 # Two notebooks at a time, each on half of the cores: faster than one on all of them, because the lean networks
-# are small. Threads that spin while they wait would hold up everything else on a shared machine.
+# are small.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 JOBS := $(if $(filter paper,$(PROFILE)),1,2)
 ifeq ($(filter -j%,$(MAKEFLAGS)),)
 MAKEFLAGS += -j$(JOBS)
 endif
 export OMP_NUM_THREADS ?= $(shell echo $$(( $(CORES) > $(JOBS) ? $(CORES) / $(JOBS) : 1 )))
-export OMP_WAIT_POLICY ?= PASSIVE
 # `study` lies beside the notebooks, which run in their own folder. The command is for the provenance of results.
 export PYTHONPATH := notebooks
 export RGFLOW_COMMAND := make $(or $(MAKECMDGOALS),help) PROFILE=$(PROFILE)

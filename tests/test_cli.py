@@ -72,17 +72,17 @@ def first_imports(notebook):
 
 
 WAITING = [
-    ("import rgflow_core", {}, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    ("import rgflow_core", {}, {"GOMP_SPINCOUNT": "30000"}),
     ("import rgflow_core", {"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ("import rgflow_core", {"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
-    *((f"import {name}", {}, {"OMP_WAIT_POLICY": "PASSIVE"}) for name in MODULES),
-    *((first_imports(path), {}, {"OMP_WAIT_POLICY": "PASSIVE"}) for path in NOTEBOOKS),
+    *((f"import {name}", {}, {"GOMP_SPINCOUNT": "30000"}) for name in MODULES),
+    *((first_imports(path), {}, {"GOMP_SPINCOUNT": "30000"}) for path in NOTEBOOKS),
 ]
 IDS = ["package", "policy", "count", *MODULES, *(path.stem for path in NOTEBOOKS)]
 
 
 @pytest.mark.parametrize(("start", "given", "wanted"), WAITING, ids=IDS)
-def test_waiting_threads_are_passive_before_torch_is_there_unless_the_user_says(
+def test_how_long_threads_spin_is_set_before_torch_is_there_unless_the_user_says(
     start, given, wanted
 ):
     """In every command and every notebook."""
