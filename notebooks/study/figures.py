@@ -35,7 +35,14 @@ PRIORS = {
     "gaussian": {"color": BLUE, "marker": "s", "linestyle": "-", "label": "Gaussian prior"},
     "laplace": {"color": ORANGE, "marker": "o", "linestyle": "--", "label": "Laplace prior"},
 }
-AFFINE = {"color": "0.4", "marker": "^", "linestyle": ":", "label": "Gaussian, affine coupling"}
+# Other lean models of the same data, by what follows the set's name in theirs.
+OTHERS = {
+    "gaussian_affine": {
+        "color": "0.4", "marker": "^", "linestyle": ":", "label": "Gaussian, affine coupling"
+    },
+    "gaussian_lean8": PRIORS["gaussian"] | {"mfc": "white", "label": "Gaussian, lean8"},
+    "laplace_lean8": PRIORS["laplace"] | {"mfc": "white", "label": "Laplace, lean8"},
+}  # fmt: skip
 FACTORS = {
     "position": {"color": GREEN, "marker": "^", "linestyle": "-."},
     "angle": {"color": BLUE, "marker": "s", "linestyle": "--"},
@@ -254,7 +261,7 @@ def curves(table: pd.DataFrame) -> Drawing:
     figure, axes = _axes(DOUBLE, 2.8, 1, len(sets), sharex=True, sharey=True)
     end = {"fmt": "*", "mfc": "white", "ms": 7, "zorder": 3, "label": "test split, at the end"}
     for axis, (set_name, models) in zip(axes[0], sets.items(), strict=True):
-        for name, look in (models | {f"{set_name}_gaussian_affine": AFFINE}).items():
+        for name, look in (models | {f"{set_name}_{k}": v for k, v in OTHERS.items()}).items():
             rows = shown("validation", model=name)
             rows = rows.assign(at=rows["at"].astype(float) / 1000)
             _line(axis, "at", rows, **look)

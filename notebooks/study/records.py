@@ -48,6 +48,12 @@ def plan(root: Path, group: str | None = None, path: str = PLAN) -> dict[str, di
     }
 
 
+def group_of(root: Path, name: str) -> str | None:
+    """The group of a planned run."""
+    groups = read_json(root / PLAN).items()
+    return next((group for group, planned in groups if name in planned["runs"]), None)
+
+
 def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
     """Name -> record, of those that are there."""
     paths = {name: root / FOLDER / f"{name}.json" for name in names}
@@ -57,13 +63,14 @@ def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
 def complete(root: Path, name: str) -> bool:
     """Whether a run has its record, with its latents' numbers where they belong in it."""
     record = read(root, [name]).get(name)
-    return record is not None and ("latents" in record or name not in plan(root, "seeds"))
+    return record is not None and ("latents" in record or group_of(root, name) != "seeds")
 
 
 def make(name: str, root: Path) -> Path:
     """Train a run, or go on with it, and evaluate it on the test split, once.
 
-    The split is taken whole, or as many of it as validate a run in the manner of ``--test-mode``.
+    The split is taken whole, or as many of it as validate a run where those are the question:
+    in the manner of ``--test-mode``, and of those that tuned a recipe.
 
     Raises:
         UserError: for a name that is not in the plan.
@@ -71,28 +78,28 @@ def make(name: str, root: Path) -> Path:
     record = root / FOLDER / f"{name}.json"
     if complete(root, name):
         return record
-    runs = plan(root)
-    if name not in runs:
+    runs, group = plan(root), group_of(root, name)
+    if group is None:
         raise UserError(f"{name} is not a run of the study; those are: {', '.join(runs)}")
     folder = root / "runs" / "study" / name
     settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
     try:
         weights = train.train(settings, folder)
     except train.Diverged as problem:
-        if not name.startswith(("ablation", "change")):
+        if group not in ("ablations", "changes", "tuning8"):
             raise
         # What a change does to the training is its result, also if nothing is left of it.
         facts = {"name": name, "settings": asdict(settings), "diverged": str(problem)}
         write_json(record, facts | provenance(seed=settings.seed))
         return record
     peak = benchmarks.matrix_peak()
-    model, half = load(weights), name in plan(root, "shipped8")
-    shipped = half or name in plan(root, "shipped")
+    model, shipped = load(weights), group in ("shipped", "shipped8")
     if shipped:
         file = root / "weights" / f"{name}.safetensors"
-        checkpoints.save(model.half() if half else model, file, model.metadata)
+        checkpoints.save(model.half() if group == "shipped8" else model, file, model.metadata)
         model = load(file)
-    limit = settings.val_images if settings.train_images else None
+    few = settings.train_images or group == "tuning8"
+    limit = settings.val_images if few else None
     test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
     bits = evaluate.evaluate(model, test.images)
     checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
@@ -109,7 +116,7 @@ def make(name: str, root: Path) -> Path:
         draws = [bits[:SUBSET]]
         draws += [evaluate.evaluate(model, few, seed) for seed in range(1, max(DRAWS))]
         facts["importance_weighted"] = bounds(torch.stack(draws), DRAWS, model.flow.config.dim)
-    if name in plan(root, "seeds"):
+    if group == "seeds":
         facts["latents"] = _latents(name, weights, root)
     if settings.without_noise:
         with torch.no_grad():
@@ -140,9 +147,11 @@ def shipped_records(root: Path) -> dict[str, dict]:
 
 
 def table(root: Path, group: str, split: str) -> pd.DataFrame:
-    """A group's runs, as far as they have records, one row each, judged on "val" or "test"."""
+    """A group's runs that have records and did not diverge, judged on "val" or "test"."""
     rows = []
     for name, record in read(root, plan(root, group)).items():
+        if "diverged" in record:
+            continue
         settings, last = record["settings"], record["validation"][-1]
         judged = record["test"] if split == "test" else last
         rows.append({
@@ -252,7 +261,7 @@ def _change_rows(root: Path) -> list[dict]:
 def _run_rows(root: Path) -> list[dict]:
     """Validation while training, and what single records say beyond the models in ``weights/``."""
     rows = []
-    for group in ("shipped", "shipped8", "affine"):
+    for group in ("shipped", "shipped8", "lean8", "affine"):
         for name, record in read(root, plan(root, group)).items():
             count = {"images": record["settings"]["val_images"]}
             rows += [
@@ -263,9 +272,12 @@ def _run_rows(root: Path) -> list[dict]:
                 _mean_row("bound", bound, name, at=draws)
                 for draws, bound in record.get("importance_weighted", {}).items()
             ]
-            if group == "affine":
+            if group not in ("shipped", "shipped8"):  # of these notebook 03 has more
                 rows.append(_mean_row("bpd", record["test"], name, at="test"))
                 rows.append(row("parameters", record["parameters"], name))
+            if "test_uniform_noise" in record:
+                uniform = record["test_uniform_noise"]
+                rows.append(_mean_row("bpd", uniform, name, at="test, uniform noise"))
     return rows
 
 

@@ -33,7 +33,7 @@ TOLERANCES |= dict.fromkeys(
      "separation", "mixing"), (0.02, 0.02)
 )  # fmt: skip
 # Durations, and what rounding can lead elsewhere: which samples explode.
-_LEFT_OUT = ("seconds", "exploded")
+_LEFT_OUT = ("cost", "exploded")
 _TYPES = {"level": "Int64", "n": "Int64"} | dict.fromkeys(("value", "low", "high"), "float64")
 
 
@@ -53,10 +53,13 @@ def root(start: str | Path = ".") -> Path:
 def models(folder: str | Path) -> dict[str, Path]:
     """SET_PRIOR... -> path of the models ``.safetensors`` in a folder, in order of their names.
 
+    Without SET_PRIOR_lean8: these models have other levels, and only notebook 03 reads them.
+
     Raises:
         UserError: if there is none.
     """
-    paths = {path.stem: path for path in sorted(Path(folder).glob("msds*.safetensors"))}
+    paths = sorted(Path(folder).glob("msds*.safetensors"))
+    paths = {path.stem: path for path in paths if not path.stem.endswith("_lean8")}
     if not paths:
         raise UserError(
             f"{folder}: no msds*.safetensors; run notebook 02_training (or make reproduce)"
