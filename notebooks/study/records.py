@@ -80,7 +80,7 @@ def make(name: str, root: Path) -> Path:
         return record
     runs, group = plan(root), group_of(root, name)
     if group is None:
-        raise UserError(f"{name} is not a run of the study; those are: {', '.join(runs)}")
+        raise UserError(f"{name} is not a run of {PLAN}; without a name they are listed")
     folder = root / "runs" / "study" / name
     settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
     try:
