@@ -108,7 +108,7 @@ def test_make(planned, monkeypatch, capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed[-1] == "change_bad", "those without a record are listed"
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
-    with pytest.raises(UserError, match="c is not a run of data/runs.json"):
+    with pytest.raises(UserError, match=r"c is not a run of data/runs\.json"):
         records.make("c", planned)
 
 
