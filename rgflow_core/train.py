@@ -307,6 +307,7 @@ class Run:
         may_change = _MAY_CHANGE - {"epochs"} if new["schedule"] == "cosine" else _MAY_CHANGE
         if differ := [k for k in new if k not in may_change and old[k] != new[k]]:
             changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differ)
+            changes += "; a cosine schedule is of all its epochs" if "epochs" in differ else ""
             raise UserError(f"{path}: made with other settings ({changes}); use another run folder")
         if state["config"] != self.facts["config"]:
             raise UserError(f"{path}: holds another model configuration; use another run folder")

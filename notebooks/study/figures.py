@@ -369,7 +369,7 @@ def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
             axis.set_ylabel("another latent" if k else results.title(model))
     bar = figure.colorbar(image, ax=list(axes.flat), location="bottom", aspect=50, fraction=0.06)
     bar.set_label("E|∂G/∂z| over its maximum, log10 (white line: edge of the causal cone)")
-    return figure, _Shown(table).rows("fig06_fields", arrays), arrays
+    return figure, _Shown(table).rows("fig05_fields", arrays), arrays
 
 
 @style()
@@ -444,7 +444,7 @@ def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
         sheets |= pictures
     axes[1, 0].set_ylabel("Fréchet distance\n(own features)")
     _legend(figure, 3)
-    return figure, shown.rows("fig08_samples", sheets), sheets
+    return figure, shown.rows("fig11_samples", sheets), sheets
 
 
 def _factors(axis: Axes, rows: pd.DataFrame) -> None:
@@ -473,7 +473,7 @@ def mixing(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
         below.set_xlabel("h: levels ≥ h are B's, finer ones A's")
     axes[1, 0].set_ylabel("factor: as in A (0) … in B (1)")
     _legend(figure, 3)
-    return figure, shown.rows("fig09_mixing", arrays), arrays
+    return figure, shown.rows("fig03_mixing", arrays), arrays
 
 
 @style()
