@@ -272,7 +272,7 @@ def _run_rows(root: Path) -> list[dict]:
                 _mean_row("bound", bound, name, at=draws)
                 for draws, bound in record.get("importance_weighted", {}).items()
             ]
-            if group not in ("shipped", "shipped8"):  # of these notebook 03 has more
+            if group != "shipped":  # of these notebook 03 has more
                 rows.append(_mean_row("bpd", record["test"], name, at="test"))
                 rows.append(row("parameters", record["parameters"], name))
             if "test_uniform_noise" in record:
