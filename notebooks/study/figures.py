@@ -246,7 +246,12 @@ def lattice(_: pd.DataFrame | None = None, image_size: int = 16, kernel: int = 4
     final.set(xticks=[], yticks=[], title="all latents, by level h")
     final.set_xlabel("a latent is kept at the\npixel where it was left")
     blocks = [Rectangle((0, 0), 1, 1, fc=k["edgecolor"] + "40", **k) for k in LAYERS.values()]
-    names = "goes on to h + 1", "stays: latent", "decimator's blocks (one filled)", "disentangler's"
+    names = (
+        "goes on to h + 1",
+        "stays: latent",
+        "decimator's blocks (one filled)",
+        "disentangler's blocks",
+    )
     below.legend([*axes[0].lines, *blocks], names, loc="outside lower center", ncols=4)
     h = np.arange(config.levels)
     rows = {"level": h, "lattice edge": image_size >> h, "latents": np.bincount(levels.flat)}
@@ -267,8 +272,14 @@ def curves(table: pd.DataFrame) -> Drawing:
             _line(axis, "at", rows, **look)
             tested = shown("bpd", model=name, at="test")
             _points(axis, [rows["at"].max()] * len(tested), tested, color="black", **end)
-        limits = {"IGF23: test split, both priors": shown("published_bpd", model=set_name)}
-        limits["entropy of the pictures"] = shown("entropy", model=set_name, factor="bpd")
+        limits = {
+            "IGF23: test split, both priors, after 5.4 million": shown(
+                "published_bpd", model=set_name
+            )
+        }
+        limits["entropy of the pictures (estimate)"] = shown(
+            "entropy", model=set_name, factor="bpd"
+        )
         for text, rows in limits.items():
             for value in rows["value"]:
                 axis.axhline(value, color="black", lw=0.6, zorder=0)
@@ -276,7 +287,7 @@ def curves(table: pd.DataFrame) -> Drawing:
             axis.annotate(text, at, xycoords=("axes fraction", "data"), ha="right")
         axis.set(ylim=(0, None), title=set_name.upper())
         axis.set_xlabel("training pictures seen / thousands")
-    axes[0, 0].set_ylabel("validation bits per dimension")
+    axes[0, 0].set_ylabel("bits per dimension")
     _legend(figure, 4)
     return figure, shown.rows(), {}
 
@@ -339,6 +350,8 @@ def bits(table: pd.DataFrame) -> Drawing:
         middle.set(xlim=(-0.5, 1.5), ylim=(0, None), xticks=range(2), xticklabels=places)
         middle.grid(axis="y")
         right.grid(axis="x")
+    for axis in axes[1:, 1]:
+        axis.sharey(axes[0, 1])
     axes[0, 0].set_title("added by each level,\nwithout bytes and logit")
     axes[0, 1].set_title("of each place,\nper value there")
     axes[0, 2].set_title("Laplace less Gaussian,\nper dimension")
@@ -366,7 +379,7 @@ def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
             axis.contour(cone, [0.5], colors="white", linewidths=1)
         axis.set(xticks=[], yticks=[], title="" if k else f"h = {h}")
         if h == 0:
-            axis.set_ylabel("another latent" if k else results.title(model))
+            axis.set_ylabel("latent 2" if k else f"{results.title(model)}\nlatent 1")
     bar = figure.colorbar(image, ax=list(axes.flat), location="bottom", aspect=50, fraction=0.06)
     bar.set_label("E|∂G/∂z| over its maximum, log10 (white line: edge of the causal cone)")
     return figure, _Shown(table).rows("fig05_fields", arrays), arrays
@@ -395,7 +408,7 @@ def growth(table: pd.DataFrame) -> Drawing:
             doubled = rows["value"].iloc[0] * factor ** np.arange(len(rows))
             axis.plot(range(len(rows)), doubled, "k:", lw=0.8, label="doubling of length")
             for value in shown(f"ceiling_{quantity}", model=set_name)["value"]:
-                axis.axhline(value, color="0.4", lw=0.8, label="ceiling: the mean picture")
+                axis.axhline(value, color="0.4", lw=0.8, label="the mean picture")
             axis.set_yscale("log", base=2)
             axis.yaxis.set_major_formatter("{x:g}")
         for who, (quantity, name) in rates.items():
@@ -427,9 +440,9 @@ def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     figure, axes = _axes(DOUBLE, 4.2, 2, len(sets), height_ratios=(5, 3.2))
     for (above, below), (set_name, models) in zip(axes.T, sets.items(), strict=True):
         rows = {"real": f"real/{set_name}"}
-        for name, look in models.items():
+        for k, (name, look) in enumerate(models.items()):
             distances = shown("frechet", model=name)
-            _line(below, "at", distances, **look)
+            _line(below, "at", distances, 0.01 * k - 0.005, **look)
             drawn = (t for t in map(float, distances["at"]) if f"samples/{name}/{t}" in arrays)
             for t in sorted({1.0, min(drawn)}, reverse=True):
                 rows[f"{look['label'].split()[0]}, T = {t:g}"] = f"samples/{name}/{t}"

@@ -20,8 +20,14 @@ TEMPLATES = Path(__file__).parent / "templates"
 LEDGER = "data/ledger.json"
 # What was done about a claim, and what can come of it.
 VERDICTS = {
-    "checked against code": ("agrees", "differs"),
-    "tested at the published architecture": ("agrees", "differs", "in part"),
+    "checked against code": (
+        "agrees",
+        "differs",
+        "not in the text",
+        "the systems differ",
+        "a defect",
+    ),
+    "tested at the published architecture": ("agrees", "differs", "close"),
     "tested on lean models": ("evidence for", "evidence against", "inconclusive"),
     "not tested": ("",),
 }
