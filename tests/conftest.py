@@ -1,10 +1,13 @@
 """Settings of the whole suite."""
 
 import signal
+import sys
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from rgflow_core import cli
 
 # The same examples on every machine, and no limit on how long one takes to draw or to try.
 settings.register_profile(
@@ -25,6 +28,34 @@ torch.set_num_threads(1)
 def _same_start():
     """Global random numbers do not leak from one test to the next."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def caches(tmp_path_factory, monkeypatch):
+    """Where a user's caches lie."""
+    folder = tmp_path_factory.mktemp("caches")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture
+def command(tmp_path, caches, monkeypatch, capfd):
+    """Run a module's command line in an empty folder: (exit code, output, visible error lines)."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.run(module.main)
+        out, err = capfd.readouterr()
+        # A carriage return takes a progress bar away, as on a terminal.
+        lines = [line.rsplit("\r", 1)[-1] for line in err.split("\n")]
+        return stop.value.code or 0, out, [line for line in lines if line.strip()]
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 def pytest_addoption(parser):

@@ -2,13 +2,16 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
 from rgflow_core import Prior, RGFlow, RGFlowConfig, train
+from rgflow_core.errors import UserError
 from study.ablations import ABLATIONS
 
 TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
@@ -25,7 +28,8 @@ NETWORKS = {
     "autoregressive nlsq": {"subnet": "autoregressive", "coupling": "nlsq"},
     **{name: {"subnet": name} for name in ("published", *ABLATIONS)},
 }
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 PRIORS = {
     "authors_L16_laplace.state": Prior("laplace"),
     "authors_L32_gaussian.state": Prior("gaussian"),
@@ -38,6 +42,14 @@ SCIPY = {
     Prior("gaussian", "unit_scale"): stats.norm(),
 }
 LAYOUTS = {name: name.split("_")[0] for name in PRIORS}
+
+
+def said_by(call: Callable, *arguments, **named) -> str:
+    """The message of the UserError that a call raises: one line."""
+    with pytest.raises(UserError) as error:
+        call(*arguments, **named)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -68,19 +80,12 @@ def randomise(flow: RGFlow, seed: int = 0, strength: float = 0.3) -> RGFlow:
     return flow
 
 
-def small_flow(dtype: torch.dtype = torch.float64, seed: int = 0, **config) -> RGFlow:
+def small_flow(dtype=torch.float64, seed: int = 0, strength: float = 0.3, **config) -> RGFlow:
     """A randomised flow with tiny networks; ``config`` overrides fields of the config."""
-    fields = {
-        "image_size": 8,
-        "channels": 1,
-        "kernel": 4,
-        "coupling_layers": 2,
-        "res_blocks": 1,
-        "hidden": 6,
-        "mlp_depth": 1,
-    }
+    fields = {"image_size": 8, "channels": 1, "kernel": 4, "coupling_layers": 2}
+    fields |= {"res_blocks": 1, "hidden": 6, "mlp_depth": 1} | config
     torch.manual_seed(seed)
-    return randomise(RGFlow(RGFlowConfig(**fields | config)), seed).to(dtype)
+    return randomise(RGFlow(RGFlowConfig(**fields)), seed, strength).to(dtype)
 
 
 def lattice_normal(flow: RGFlow, batch: int, seed: int = 0) -> torch.Tensor:
@@ -88,6 +93,12 @@ def lattice_normal(flow: RGFlow, batch: int, seed: int = 0) -> torch.Tensor:
     like = next(flow.parameters())
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(batch, *flow.config.shape, generator=generator, dtype=like.dtype)
+
+
+def jacobians(function: Callable, x: torch.Tensor) -> torch.Tensor:
+    """Of each picture (B, C, L, L): (B, D, D), by autograd; ``function`` gives a tuple."""
+    one = torch.func.jacrev(lambda x: function(x[None])[0][0])
+    return torch.func.vmap(one)(x).reshape(len(x), x[0].numel(), -1)
 
 
 def files_below(folder: Path) -> list[str]:

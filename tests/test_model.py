@@ -1,6 +1,7 @@
 """Flow and prior together: a density known in closed form, noise and samples; test_flow has
 published outputs."""
 
+import json
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from scipy import special, stats
 from support import NETWORKS, SCIPY, close, small_flow
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, msds, train
 from rgflow_core import model as module
+from rgflow_core.errors import UserError
 from rgflow_core.evaluate import evaluate, mean_and_error
 from rgflow_core.flow import lattice_levels
 from rgflow_core.pixels import from_logit
@@ -26,9 +28,6 @@ def pictures(batch=6, shape=(3, 8, 8)):
 def random_model(dtype=torch.float32, prior=None, **config):
     fields = {"channels": 3, "subnet": "lean"} | config
     return PictureModel(small_flow(dtype, **fields), prior or Prior())
-
-
-# Densities
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -82,9 +81,6 @@ def test_density_and_samples_are_of_one_distribution():
     assert (density.mean() - inside.mean()).abs() < 4 * error
 
 
-# Noise
-
-
 def test_noise_is_a_function_of_the_image_not_of_its_batch():
     model = random_model()
     whole = model.noise(torch.arange(20), seed=3, epoch=2)
@@ -113,9 +109,6 @@ def test_evaluation_does_not_depend_on_the_batch():
     assert row["stderr"] == pytest.approx(stats.sem(whole.numpy()))
     assert (row["bpd"], row["images"]) == (whole.mean().item(), 11)
     assert mean_and_error(whole[:1]) == {"bpd": whole[0].item(), "stderr": None, "images": 1}
-
-
-# Samples
 
 
 def test_samples_are_reproducible_in_any_batch():
@@ -168,3 +161,22 @@ def test_noise_and_samples_are_the_same_on_a_gpu():
     model = model.cuda()
     assert torch.equal(model.noise(torch.arange(3)).cpu(), noise)
     torch.testing.assert_close(model.sample(3).cpu(), sample)
+
+
+def test_numpys_numbers_are_taken_and_kept_as_pythons():
+    i = np.int64
+    config = RGFlowConfig(i(8), np.uint8(1), i(4), ((i(1), i(2)), i(1)), i(1), i(4), (i(1), 1))
+    assert config == RGFlowConfig(8, 1, 4, ((1, 2), 1), 1, 4, 1)
+    json.dumps(config.to_dict())
+    model = PictureModel(RGFlow(config), Prior())
+    assert len(model.sample(i(3), seed=i(1), batch=np.uint8(2))) == 3
+    assert len(evaluate(model, pictures(3, (1, 8, 8)), batch=i(2), progress=False)) == 3
+    labels = msds.labels("msds1", "test", i(2), np.int32(4), np.uint8(3))
+    assert np.array_equal(labels, msds.labels("msds1", "test", 2, 4, 3))
+    assert np.array_equal(msds.render(labels, i(1)), msds.render(labels))
+    settings = train.Settings(epochs=i(2), lr=np.float32(0.5))
+    assert (type(settings.epochs), settings.lr) == (int, 0.5)
+    with pytest.raises(UserError):
+        msds.labels("msds1", "test", 0, 1.5)
+    with pytest.raises(UserError):
+        RGFlowConfig(hidden=True)
