@@ -4,31 +4,19 @@ import math
 import os
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
 import torch
-from support import GOLDEN, contents, small_flow
+from support import GOLDEN, ROOT, contents, small_flow
 
-from rgflow_core import (
-    PictureModel,
-    Prior,
-    checkpoints,
-    cli,
-    datasets,
-    evaluate,
-    files,
-    msds,
-    sample,
-    train,
-)
+from rgflow_core import checkpoints, datasets, evaluate, files, msds, sample, train
 from rgflow_core.errors import explain
+from rgflow_core.model import PictureModel
+from rgflow_core.priors import Prior
 from study import entropy, factors, page, records, report, results, run
 
-ROOT = Path(__file__).parents[2]
 W, RUN = "w.safetensors", ["--model=tiny", "--epochs=1", "--device=cpu"]
 IGF23 = str(GOLDEN / "igf23_L16_laplace.pth")
 # Module, arguments, and what the line must say.
@@ -133,16 +121,9 @@ def refused(place, counts):
     COMMANDS,
     ids=lambda v: " ".join(v) if isinstance(v, list) else getattr(v, "__name__", "says"),
 )
-def test_commands(module, arguments, words, refused, monkeypatch, capfd):
-    arguments = [*RUN, *arguments] if module is train else arguments
-    monkeypatch.setattr(sys, "argv", [module.__name__, *arguments])
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as stop:
-        cli.run(module.main)
-    # A carriage return takes a progress bar away, as on a terminal.
-    lines = [line.rsplit("\r", 1)[-1] for line in capfd.readouterr().err.split("\n")]
-    (line,) = (line for line in lines if line.strip())
-    assert (stop.value.code, line[:7]) == (2, "error: ")
+def test_commands(module, arguments, words, refused, command):
+    code, _, (line,) = command(module, *(RUN if module is train else []), *arguments)
+    assert (code, line[:7]) == (2, "error: ")
     refused(line, words)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,14 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import victims
-from support import files_below, same, small_flow
+from support import ROOT, files_below, same, small_flow
 
 from rgflow_core import PictureModel, Prior, datasets, evaluate, load, sample, train
 from rgflow_core.errors import UserError
 from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import results
 
-ROOT = Path(__file__).parents[2]
 MODELS = results.models(ROOT / "weights")
 each_model = pytest.mark.parametrize("name", MODELS)
 
@@ -35,9 +35,6 @@ def pictures(name, count):
 def use_threads():
     yield torch.set_num_threads
     torch.set_num_threads(1)
-
-
-# Edges
 
 
 @each_model
@@ -84,31 +81,24 @@ def test_extreme_latents(prior, size, monkeypatch, counts):
     counts("edges: extreme latents", drawn(tiny))
 
 
-def test_sampling_warns_of_the_worst(tmp_path, monkeypatch, capsys, counts):
+def test_sampling_warns_of_the_worst(command, counts):
     """Where single precision does not invert the flow, the command names the worst picture."""
     name = next(iter(MODELS))
     _, errors = model(name).sample_with_error(4, 4.0)
-    for temperature, warned in ((0.5, False), (4.0, True)):
-        out = tmp_path / f"{temperature}.png"
-        arguments = ["sample", str(MODELS[name]), "--n", "4", "--temperature", str(temperature)]
-        monkeypatch.setattr("sys.argv", [*arguments, "--out", str(out)])
-        sample.main()
-        said = capsys.readouterr().err
-        assert said.startswith(f"warning: picture {errors.argmax()} ") if warned else not said
-        assert out.exists()
+    arguments = (MODELS[name], "--n", 4, "--temperature")
+    assert command(sample, *arguments, 0.5, "--out", "near.png") == (0, "near.png\n", [])
+    code, out, (line,) = command(sample, *arguments, 4.0)
+    assert (code, out) == (0, "samples.png\n")
+    assert line.startswith(f"warning: picture {errors.argmax()} ")
     assert not errors.max() < sample.INVERSION_LIMIT
     counts("edges: sampling far out", "warned")
 
 
-def test_evaluation_is_finite_or_refused(tmp_path, monkeypatch):
+def test_evaluation_is_finite_or_refused(command, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda *_: torch.tensor([1.0, math.nan]))
-    name = next(iter(MODELS))
-    monkeypatch.setattr("sys.argv", ["evaluate", str(MODELS[name]), "--limit", "2"])
-    with pytest.raises(ValueError, match=r"1 of 2 pictures have no finite bits.*number 1"):
-        evaluate.main()
-
-
-# Exactness
+    code, _, (*_, line) = command(evaluate, next(iter(MODELS.values())), "--limit", 2)
+    assert code == 2
+    assert re.search("1 of 2 pictures have no finite bits.*number 1", line)
 
 
 @each_model
@@ -148,9 +138,6 @@ def test_threads(name, trials, measured, use_threads):
     difference = max((b - bits[0]).abs().max().item() for b in bits)
     assert difference < 1e-4
     measured(name, bpd_difference_between_thread_counts=difference)
-
-
-# Training
 
 
 def train_tiny(folder, **changes):
