@@ -1,11 +1,13 @@
-"""Learned noise: a change of variables of uniform noise, and so a bound for every weight."""
+"""Learned noise: a change of variables of uniform noise, and so a bound for every weight.
+
+test_train saves and loads it."""
 
 import pytest
 import torch
 from scipy import integrate
-from support import randomise, small_flow
+from support import jacobians, randomise, small_flow
 
-from rgflow_core import LEAN, PictureModel, Prior, RGFlow, RGFlowConfig, checkpoints, load
+from rgflow_core import PictureModel, Prior
 from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.noise import HALF_STEP
 
@@ -32,8 +34,7 @@ def test_it_starts_as_the_uniform_noise():
 def test_log_slope_is_the_jacobian():
     images, noise = data(1)
     dequantiser = learned()
-    jacobian = torch.autograd.functional.jacobian(lambda v: dequantiser(images, v)[0], noise)
-    jacobian = jacobian.reshape(noise.numel(), -1)
+    (jacobian,) = jacobians(lambda v: dequantiser(images, v), noise)
     assert torch.equal(jacobian, jacobian.diag().diag())
     log_slope = dequantiser(images, noise)[1].flatten()
     torch.testing.assert_close(log_slope, jacobian.diag().log(), rtol=1e-10, atol=1e-10)
@@ -100,11 +101,3 @@ def test_float32_agrees_with_float64():
         for dtype in (torch.float32, torch.float64)
     ]
     torch.testing.assert_close(*bits, rtol=0, atol=2e-4)
-
-
-def test_it_is_saved_with_the_model(tmp_path):
-    config = RGFlowConfig(image_size=8, coupling_layers=1, **LEAN)
-    ours = PictureModel(RGFlow(config), Prior("gaussian"), None, learned(torch.float32))
-    checkpoints.save(ours, tmp_path / "x.safetensors", {})
-    images, _ = data(edge=8)
-    assert torch.equal(load(tmp_path / "x.safetensors").log_prob(images), ours.log_prob(images))

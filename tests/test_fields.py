@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from support import small_flow
+from support import jacobians, small_flow
 
 from rgflow_core import PictureModel, Prior, RGFlowConfig
 from rgflow_core.flow import lattice_levels
@@ -26,8 +26,7 @@ def test_a_receptive_field_is_the_mean_absolute_derivative(config):
     exact = []
     for y in flow.inverse(model.latents(2, seed=1))[0]:
         # Generation's Jacobian is the inverse of that of inference.
-        jacobian = torch.autograd.functional.jacobian(lambda y: flow(y[None])[0][0], y)
-        jacobian = torch.linalg.inv(jacobian.reshape(y.numel(), -1))
+        jacobian = torch.linalg.inv(jacobians(flow, y[None])[0])
         jacobian *= torch.exp(-logit_log_derivative(y)).reshape(-1, 1)
         exact.append(jacobian.abs().unflatten(0, y.shape).sum(0).unflatten(2, y.shape))
     exact = torch.stack(exact)  # half, row and column, latent

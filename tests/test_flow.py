@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from support import GOLDEN, NETWORKS, PRIORS, close, golden, lattice_normal, randomise, small_flow
+from support import GOLDEN, NETWORKS, PRIORS, close, golden, jacobians, lattice_normal, small_flow
 
 from rgflow_core import LEAN, LEAN8, LEAN_AFFINE, PictureModel, RGFlow, RGFlowConfig, load_published
 from rgflow_core.errors import UserError
@@ -15,12 +15,6 @@ from study import cones
 
 each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 each_order = pytest.mark.parametrize("order", ["code", "paper"])
-
-
-def jacobians(function, x):
-    """Of each picture (B, C, L, L): (B, D, D), by autograd."""
-    one = torch.func.jacrev(lambda x: function(x[None])[0][0])
-    return torch.func.vmap(one)(x).reshape(len(x), x[0].numel(), -1)
 
 
 @pytest.mark.parametrize("name", PRIORS)
@@ -282,7 +276,7 @@ def test_initial_weights():
 @pytest.mark.parametrize(("subnet", "bound"), [("published", 1), ("lean", 2)])
 def test_log_scales_are_bounded(subnet, bound):
     """Even wild weights scale a value by no more than exp(1), or exp(2) in the lean subnet."""
-    flow = randomise(small_flow(subnet=subnet), strength=1e4)
+    flow = small_flow(subnet=subnet, strength=1e4)
     scale_shift = flow.levels[0].decimator.couplings[0].subnet.prepare()
     s, t = scale_shift(torch.randn(200, 8, dtype=torch.float64), 0)
     assert s.abs().max().item() == pytest.approx(bound)
