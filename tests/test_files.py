@@ -1,18 +1,15 @@
 """Names that are taken, where a number came from, and text that no locale changes."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support import contents, files_below
+from support import ROOT, contents, files_below
 
 from rgflow_core import files
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_a_new_folder_is_the_next_that_is_free(tmp_path):
@@ -98,9 +95,6 @@ def test_no_commit_of_another_repository(case, tmp_path, monkeypatch):
         assert facts["uncommitted_changes"] is None
 
 
-# Text
-
-
 PROGRAM = """
 import locale
 from pathlib import Path
@@ -144,13 +138,8 @@ def test_text_is_utf8_in_every_locale(tmp_path):
     assert b"\\u2212" in done.stdout
 
 
-def test_every_text_file_states_its_encoding():
-    rule = ["ruff", "check", "--preview", "--isolated", "--select", "PLW1514"]
-    done = subprocess.run(
-        [sys.executable, "-m", *rule, "rgflow_core", "notebooks"],
-        cwd=ROOT, capture_output=True, encoding="utf-8",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    paths = [p for f in ("rgflow_core", "notebooks") for p in (ROOT / f).rglob("*.*")]
-    for path in (path for path in paths if path.suffix in (".py", ".ipynb")):
-        assert not re.search(r"read_text\(\)|text=True", path.read_text("utf-8")), path
+def test_no_program_is_read_in_the_locales_encoding():
+    """Ruff looks at files (PLW1514)."""
+    paths = [*(ROOT / "rgflow_core").rglob("*.py"), *(ROOT / "notebooks").rglob("*.*")]
+    sources = [path for path in paths if path.suffix in (".py", ".ipynb")]
+    assert not [path for path in sources if "text=True" in path.read_text("utf-8")]
