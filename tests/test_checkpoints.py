@@ -7,15 +7,8 @@ import pytest
 import torch
 from support import GOLDEN, LAYOUTS, NETWORKS, PRIORS, files_below, same, small_flow
 
-from rgflow_core import (
-    PictureModel,
-    Prior,
-    RGFlowConfig,
-    checkpoints,
-    load,
-    load_published,
-    save_published,
-)
+from rgflow_core import PictureModel, Prior, RGFlowConfig, checkpoints, load
+from rgflow_core.checkpoints import load_published, save_published
 from rgflow_core.errors import UserError
 
 WRAP = {"authors": "flow", "igf23": "model"}
@@ -160,8 +153,6 @@ def test_flows_that_a_file_cannot_hold(kind, fields, why, tmp_path):
         save(*arguments)
     assert files_below(tmp_path) == []
 
-
-# Pickles
 
 NUMBERS = [np.float64(1.5), np.float32(1), np.int64(3), np.bool_(True), np.str_("é")]
 

@@ -15,9 +15,6 @@ SETS = ("msds1", "msds2")
 SPLITS = ("train", "val", "test")
 
 
-# Pictures
-
-
 @pytest.mark.parametrize("name", SETS)
 def test_golden_pictures(name):
     with np.load(GOLDEN / "msds_golden.npz") as file:

@@ -5,14 +5,13 @@ import json
 import random
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from support import GOLDEN, RUN, same, small_flow
+from support import GOLDEN, ROOT, RUN, same, small_flow
 
 from rgflow_core import Prior, checkpoints, datasets, load, msds, train
 from rgflow_core.errors import UserError
@@ -164,6 +163,6 @@ def test_metrics(tmp_path, counts):
 
 
 def test_shipped_files_have_their_checksum():
-    for path in (Path(__file__).parents[2] / "weights").glob("*.safetensors"):
+    for path in (ROOT / "weights").glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             assert "sha256" in file.metadata(), path

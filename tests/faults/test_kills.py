@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 import torch
 import victims
-from support import files_below, metrics, same
+from support import ROOT, files_below, metrics, same
 
 from rgflow_core import load
 from rgflow_core.files import locked, read_json
 
-ROOT = Path(__file__).parents[2]
 INT, TERM, KILL = signal.SIGINT, signal.SIGTERM, signal.SIGKILL
 CONTEXT = multiprocessing.get_context("forkserver")
 # How many file operations and calls a victim makes, about.
