@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from rgflow_core import Prior, RGFlow, RGFlowConfig, train
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published, train
 from rgflow_core.errors import UserError
 from study.ablations import ABLATIONS
 
@@ -57,10 +57,11 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> Non
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-def golden(name: str) -> dict[str, torch.Tensor]:
-    """The published outputs that belong to a golden checkpoint."""
+def golden(name: str) -> tuple[PictureModel, dict[str, torch.Tensor]]:
+    """The model of a golden checkpoint, and its published outputs."""
     with np.load((GOLDEN / name).with_suffix(".npz")) as file:
-        return {key: torch.from_numpy(file[key]) for key in file}
+        outputs = {key: torch.from_numpy(file[key]) for key in file}
+    return PictureModel(load_published(GOLDEN / name), PRIORS[name]), outputs
 
 
 @torch.no_grad()

@@ -1,15 +1,15 @@
 """Weights on disk: published layouts and back, and our own; tests/faults has what is refused."""
 
+import re
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from support import GOLDEN, LAYOUTS, NETWORKS, PRIORS, files_below, same, small_flow
+from support import GOLDEN, LAYOUTS, NETWORKS, PRIORS, files_below, said_by, same, small_flow
 
 from rgflow_core import PictureModel, Prior, RGFlowConfig, checkpoints, load
 from rgflow_core.checkpoints import load_published, save_published
-from rgflow_core.errors import UserError
 
 WRAP = {"authors": "flow", "igf23": "model"}
 PRIOR = {kind: Prior("gaussian", "unit_scale") for kind in ("ours", "training", "igf23")}
@@ -106,8 +106,8 @@ def test_names_that_mean_nothing_change_nothing(kind, names, tmp_path):
         back = load(saved(kind, flow, tmp_path, renamed, wrapped), "gaussian")
         assert same(back.flow.state_dict(), flow.state_dict())
     if names in PREFIXES:
-        with pytest.raises(UserError, match="twice"):
-            load(saved(kind, flow, tmp_path, lambda state: state | renamed(state)), "gaussian")
+        both = saved(kind, flow, tmp_path, lambda state: state | renamed(state))
+        assert "twice" in said_by(load, both, "gaussian")
 
 
 @pytest.mark.parametrize("kind", ["ours", "training", "authors"])
@@ -124,33 +124,24 @@ def test_coarse_weights_are_computed_with_in_float32(kind, dtype, tmp_path, caps
     assert model.bits_per_dim(images).isfinite().all()
     coarse = PictureModel(model.flow.to(dtype), model.prior)
     for use in (lambda: coarse.bits_per_dim(images), lambda: coarse.latents(1)):
-        with pytest.raises(UserError, match=rf"{dtype}.*float\(\)"):
-            use()
+        assert re.search(rf"{dtype}.*float\(\)", said_by(use))
 
 
 REFUSED = [
-    ("authors", {"subnet": "lean"}, "layout"),
-    ("authors", {"order": "paper"}, "layout"),
-    ("authors", {"first_parity": "odd"}, "layout"),
-    ("igf23", {"first_parity": "even"}, "layout"),
-    ("numpy", {}, "layout"),
-    *(
-        (kind, {"first_parity": "odd" if kind == "igf23" else "even"}, "folded")
-        for kind in ("ours", *WRAP)
-    ),
-]
+    ("authors", {"subnet": "lean"}), ("authors", {"order": "paper"}),
+    ("authors", {"first_parity": "odd"}), ("igf23", {"first_parity": "even"}), ("numpy", {}),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "fields", "why"), REFUSED)
-def test_flows_that_a_file_cannot_hold(kind, fields, why, tmp_path):
-    flow = small_flow(**fields)
-    flow = flow.fold() if why == "folded" else flow
-    arguments = (flow, tmp_path / "x", kind)
-    if kind == "ours":
-        arguments = (PictureModel(flow, Prior()), tmp_path / "x", {})
-    save = checkpoints.save if kind == "ours" else save_published
-    with pytest.raises(UserError, match=why):
-        save(*arguments)
+@pytest.mark.parametrize(("layout", "fields"), REFUSED)
+def test_flows_that_a_layout_cannot_hold(layout, fields, tmp_path):
+    assert "layout" in said_by(save_published, small_flow(**fields), tmp_path / "x", layout)
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["ours", *WRAP])
+def test_a_folded_flow_is_not_saved(kind, tmp_path):
+    assert "folded" in said_by(saved, kind, flow_of(kind).fold(), tmp_path)
     assert files_below(tmp_path) == []
 
 
@@ -174,5 +165,5 @@ def test_numpy_numbers_are_read(number, tmp_path):
 )
 def test_what_else_a_pickle_asks_for_is_named(value, name, tmp_path):
     torch.save({"model": {}, "more": value}, tmp_path / "x.pth")
-    with pytest.raises(UserError, match=rf"asks for \S*{name}: code, which is not executed"):
-        load(tmp_path / "x.pth")
+    message = said_by(load, tmp_path / "x.pth")
+    assert re.search(rf"asks for \S*{name}: code, which is not executed", message)

@@ -5,9 +5,9 @@ from itertools import product
 
 import pytest
 import torch
-from support import GOLDEN, NETWORKS, PRIORS, close, golden, jacobians, lattice_normal, small_flow
+from support import NETWORKS, PRIORS, close, golden, jacobians, lattice_normal, said_by, small_flow
 
-from rgflow_core import LEAN, LEAN8, LEAN_AFFINE, PictureModel, RGFlow, RGFlowConfig, load_published
+from rgflow_core import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.errors import UserError
 from rgflow_core.flow import LEAN8_AUTOREGRESSIVE, lattice_levels
 from rgflow_core.pixels import dequantise, from_logit, to_logit
@@ -20,7 +20,7 @@ each_order = pytest.mark.parametrize("order", ["code", "paper"])
 @pytest.mark.parametrize("name", PRIORS)
 def test_golden(name):
     """Published outputs: of pixels, flow and prior, both ways."""
-    model, expected = PictureModel(load_published(GOLDEN / name), PRIORS[name]), golden(name)
+    model, expected = golden(name)
     noise = expected["noise"]
     sample, inverse_log_det = model.flow.inverse(expected["z_sample"])
     shown = from_logit(sample, clip=False)
@@ -42,10 +42,8 @@ SHAPES = [
     {"image_size": 4, "kernel": 2, "channels": 2, "first_parity": "odd"},
     {"image_size": 8, "kernel": 4, "order": "paper", "first_parity": "odd"},
     {"image_size": 8, "kernel": 2, "coupling_layers": (1, (1, 2), 2), "order": "paper"},
-    {
-        "image_size": 12, "kernel": 6, "channels": 1, "coupling_layers": ((2, 1), 1),
-        "res_blocks": (1, 2), "hidden": (5, 9), "mlp_depth": (2, 1),
-    },
+    {"image_size": 12, "kernel": 6, "channels": 1, "coupling_layers": ((2, 1), 1),
+     "res_blocks": (1, 2), "hidden": (5, 9), "mlp_depth": (2, 1)},
 ]  # fmt: skip
 
 
@@ -172,36 +170,29 @@ def test_gpu_gives_what_the_cpu_gives(network):
 # Levels
 
 
-@pytest.mark.parametrize(
-    ("size", "kernel", "channels", "network"),
-    [
-        (16, 4, 1, "published"),
-        (16, 2, 1, "lean affine"),
-        (16, 2, 1, "autoregressive nlsq"),
-        (12, 6, 3, "lean nlsq"),
-    ],
-)
+INFLUENCES = [
+    (16, 4, 1, "published"), (16, 2, 1, "lean affine"), (16, 2, 1, "autoregressive nlsq"),
+    (12, 6, 3, "lean nlsq"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("size", "kernel", "channels", "network"), INFLUENCES)
 @each_order
 def test_influence_is_exactly_what_the_cones_say(size, kernel, channels, network, order):
     """Both ways, of every pixel, for all colours alike."""
     fields = {"image_size": size, "kernel": kernel, "channels": channels, "order": order}
     flow = small_flow(**fields, **NETWORKS[network])
     z = lattice_normal(flow, 1)
-    reached = [(jacobians(f, z)[0] != 0).unflatten(0, z.shape[1:]).unflatten(3, z.shape[1:])
-               for f in (flow.inverse, flow)]  # fmt: skip
-    for each in reached:
-        assert all(
-            (each[c, :, :, k] == each[0, :, :, 0]).all()
-            for c, k in product(range(channels), repeat=2)
-        )
-    generation, inference = (each[0, :, :, 0] for each in reached)
-    for row, column in product(range(size), repeat=2):
-        cone = cones.generation_cone(flow.config, row, column)
-        assert torch.equal(generation[:, :, row, column], cone), (row, column)
-        changed = torch.zeros(size, size, dtype=torch.bool)
-        changed[row, column] = True
-        cone = cones.inference_cone(flow.config, changed)
-        assert torch.equal(inference[:, :, row, column], cone), (row, column)
+    changed = torch.eye(size**2, dtype=torch.bool).view(size, size, size, size)
+    of_cones = {
+        flow.inverse: lambda i, j: cones.generation_cone(flow.config, i, j),
+        flow: lambda i, j: cones.inference_cone(flow.config, changed[i, j]),
+    }
+    for function, cone in of_cones.items():
+        reached = jacobians(function, z)[0].view(2 * z.shape[1:]) != 0
+        assert torch.equal(reached, reached[:1, :, :, :1].expand_as(reached))
+        for i, j in product(range(size), repeat=2):
+            assert torch.equal(reached[0, :, :, 0, i, j], cone(i, j)), (i, j)
 
 
 def test_lattice_levels_and_cones():
@@ -319,9 +310,6 @@ def test_wrong_inputs_are_refused():
     flow = small_flow()
     for function in (flow, flow.inverse, lambda x: next(flow.encode(x))):
         for shape in ((1, 8, 8), (2, 3, 8, 8), (2, 1, 8, 16), (0, 1, 8, 8)):
-            with pytest.raises(ValueError, match="shape"):
-                function(torch.zeros(shape, dtype=torch.float64))
-        with pytest.raises(ValueError, match="float64 like the weights"):
-            function(torch.zeros(1, 1, 8, 8))
-    with pytest.raises(ValueError, match="config"):
-        RGFlow(32)
+            assert "shape" in said_by(function, torch.zeros(shape, dtype=torch.float64))
+        assert "float64 like the weights" in said_by(function, torch.zeros(1, 1, 8, 8))
+    assert "config" in said_by(RGFlow, 32)
