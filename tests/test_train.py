@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import math
+import re
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -18,10 +19,9 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from support import RUN as SHORT
-from support import TINY, contents, files_below, lattice_normal, metrics, same, small_flow
+from support import TINY, contents, files_below, lattice_normal, metrics, said_by, same, small_flow
 
 from rgflow_core import RGFlow, RGFlowConfig, checkpoints, datasets, evaluate, load, sample, train
-from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
 
@@ -82,8 +82,8 @@ def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch)
         assert same(ours, wanted) == (name == "learned")
     (log,) = (tmp_path / "excluded" / "logs").iterdir()
     assert "Step 0: 1 outliers not learned from" in log.read_text()
-    with pytest.raises(UserError, match=r"all pictures.* --outlier-bpd 0.01 .*diverged"):
-        run(tmp_path / "all", outlier_bpd=0.01)
+    message = said_by(run, tmp_path / "all", outlier_bpd=0.01)
+    assert re.search("all pictures.* --outlier-bpd 0.01 .*diverged", message)
 
 
 KNOBS = [
@@ -191,34 +191,26 @@ def test_latest_checkpoint_counts_beyond_999(tmp_path):
     assert train.latest_checkpoint(tmp_path).name == "rgflow_ep1000.pth"
 
 
-def other_data(patch):
-    real = datasets.load_split
-    patch.setattr(datasets, "load_split", lambda *a: replace(real(*a), fingerprint="other"))
+OTHERS = {
+    "lr": 1e-3, "dataset": "msds2", "prior": "gaussian", "model": "published", "train_images": 48,
+    "epochs": EPOCHS + 1,  # the cosine schedule depends on it
+}  # fmt: skip
 
 
-def other_config(patch):
-    patch.setitem(train.MODELS, "tiny", TINY | {"hidden": 9})
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"lr": 1e-3}, "lr"),
-        ({"dataset": "msds2"}, "dataset"),
-        ({"prior": "gaussian"}, "prior"),
-        ({"model": "published"}, "model"),
-        ({"train_images": 48}, "train_images"),
-        ({"epochs": EPOCHS + 1}, "epochs"),  # the cosine schedule depends on it
-        (other_data, "data have changed"),
-        (other_config, "config"),
-    ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
-)
-def test_another_run_is_refused(change, words, whole, monkeypatch):
+@pytest.mark.parametrize("knob", OTHERS)
+def test_a_run_with_another_knob_is_refused(knob, whole):
     before = contents(whole)
-    fields = change if isinstance(change, dict) else change(monkeypatch) or {}
-    with pytest.raises(UserError, match=words):
-        run(whole, **fields)
+    assert knob in said_by(run, whole, **{knob: OTHERS[knob]})
+    assert contents(whole) == before
+
+
+def test_a_run_of_other_data_or_of_another_model_is_refused(whole, monkeypatch):
+    before, real = contents(whole), datasets.load_split
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_split", lambda *a: replace(real(*a), fingerprint="other"))
+        assert "data have changed" in said_by(run, whole)
+    monkeypatch.setitem(train.MODELS, "tiny", TINY | {"hidden": 9})
+    assert "config" in said_by(run, whole)
     assert contents(whole) == before
 
 
@@ -249,15 +241,13 @@ def test_damaged_checkpoints_are_not_resumed(damage, one_epoch, tmp_path):
     DAMAGES[damage](state)
     torch.save(state, path)
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=str(path)):
-        run(tmp_path, epochs=2, schedule="constant")
+    assert str(path) in said_by(run, tmp_path, epochs=2, schedule="constant")
     assert contents(tmp_path) == before
 
 
 def test_a_validation_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
     validate_as(monkeypatch, [3.0, math.nan])
-    with pytest.raises(UserError, match=f"step {2 * STEPS}"):
-        run(tmp_path)
+    assert f"step {2 * STEPS}" in said_by(run, tmp_path)
     assert files_below(tmp_path / "ckpt") == ["rgflow_ep001.pth"]
     assert not (tmp_path / "model.safetensors").exists()
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
@@ -279,17 +269,15 @@ def test_a_second_interrupt_does_not_wait(tmp_path, monkeypatch, request, before
 
 
 def test_training_never_sees_the_noise_of_evaluation(tmp_path, monkeypatch):
-    epochs = []
-    original = PictureModel.noise
+    epochs, original = {True: set(), False: set()}, PictureModel.noise
 
     def noise(self, index, seed=0, epoch=0):
-        epochs.append((torch.is_grad_enabled(), torch.as_tensor(epoch).min().item()))
+        epochs[torch.is_grad_enabled()] |= set(torch.as_tensor(epoch).unique().tolist())
         return original(self, index, seed, epoch)
 
     monkeypatch.setattr(PictureModel, "noise", noise)
     run(tmp_path, epochs=1)
-    assert {epoch for training, epoch in epochs if training} == {1}
-    assert any(epoch == 0 for _, epoch in epochs)
+    assert epochs == {True: {1}, False: {0, 1}}  # the start from data is of the first epoch
 
 
 # What a run leaves
@@ -376,14 +364,9 @@ def test_rate_factor():
     settings = replace(RUN, warmup=4, schedule="constant")
     rates = [train.rate_factor(settings, step, 10) for step in range(10)]
     assert rates == [0.25, 0.5, 0.75] + [1.0] * 7
-
     settings = replace(RUN, warmup=0, schedule="cosine")
     rates = [train.rate_factor(settings, step, 8) for step in range(8)]
-    assert rates[0] == 1.0
-    assert rates[4] == pytest.approx(0.5)
-    assert rates[2] == pytest.approx((1 + math.sqrt(0.5)) / 2)
-    assert rates == sorted(rates, reverse=True)
-    assert 0 < rates[-1] < 0.1
+    assert rates == pytest.approx((1 + np.cos(np.pi * np.arange(8) / 8)) / 2)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -432,11 +415,10 @@ def test_records_from_when_memory_decided_can_be_read():
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     three = SimpleNamespace(world=3, agreed=lambda folder: folder)
     monkeypatch.setattr(train, "Ranks", lambda _: three)
-    with pytest.raises(UserError, match="multiple of the 3 processes, not 16"):
-        run(tmp_path / "run")
+    assert "multiple of the 3 processes, not 16" in said_by(run, tmp_path / "run")
     # Fewer pictures than a batch make a smaller one.
-    with pytest.raises(UserError, match="multiple of the 3 processes, not 10"):
-        run(tmp_path / "run", batch_size=15, train_images=10)
+    message = said_by(run, tmp_path / "run", batch_size=15, train_images=10)
+    assert "multiple of the 3 processes, not 10" in message
     assert files_below(tmp_path) == []
 
 
@@ -486,9 +468,12 @@ def test_reduced_precision_rounds_the_networks_alone(subnet, device, name):
     assert all(torch.equal(a, b) for a, b in zip(whole, model(*data), strict=True))
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 @pytest.mark.parametrize("subnet", ["lean", "autoregressive"])
-def test_a_compiled_flow_computes_the_same_function(subnet):
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_flow_computes_the_same_function(subnet, backend, monkeypatch):
+    if backend == "inductor" and (subnet == "autoregressive" or not shutil.which("g++")):
+        pytest.skip("takes a C++ compiler, and half a minute")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     flow = small_flow(torch.float32, coupling_layers=1, hidden=8, subnet=subnet)
     y = lattice_normal(flow, 3)
 
@@ -503,33 +488,26 @@ def test_a_compiled_flow_computes_the_same_function(subnet):
     torch.testing.assert_close(flow.fold()(y)[0], plain[0], rtol=1e-4, atol=1e-4)
 
 
-class FailingBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise RuntimeError("no backward\nand a long traceback")
-
-
 @pytest.mark.parametrize("place", ["at once", "backward", "later"])
 def test_where_compiling_fails_a_line_says_so_and_the_run_goes_on(
     place, whole, tmp_path, monkeypatch
 ):
     fails_at, count = {"at once": 1, "later": 20}.get(place), itertools.count(1)
+    fail = Mock(side_effect=RuntimeError("no compiler\nand a long traceback"))
 
     def compiled(layer, *arguments):
         if next(count) == fails_at:
-            raise RuntimeError("no compiler\nand a long traceback")
+            fail()
         first, *rest = type(layer).forward(layer, *arguments)
-        return (FailingBackward.apply(first) if place == "backward" else first, *rest)
+        if place == "backward":
+            first.register_hook(fail)
+        return first, *rest
 
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: compiled)
     run(tmp_path, compile=True)
     (log,) = (tmp_path / "logs").iterdir()
     (line,) = (line for line in log.read_text("utf-8").splitlines() if "Not compiled" in line)
-    assert "RuntimeError: no " in line
+    assert "RuntimeError: no compiler" in line
     assert "traceback" not in log.read_text("utf-8")
     assert_same_run(whole, tmp_path)
 
