@@ -10,6 +10,7 @@ import subprocess
 import sys
 import termios
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import nbformat
@@ -71,14 +72,10 @@ def test_help(module, command):
 
 
 def test_as_a_program(tmp_path):
-    """The same through the interpreter: exit code, one line, no traceback, no files."""
-    done = subprocess.run(
-        [sys.executable, "-m", "rgflow_core.train", "--lr", "nan"],
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 2
+    command = [sys.executable, "-m", "rgflow_core.train", "--lr", "nan"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"error: .*nan.*\n", done.stderr)
-    assert done.stdout == ""
     assert files_below(tmp_path) == []
 
 
@@ -99,45 +96,43 @@ class Knobs:
     values: tuple[cli.Positive, ...] = cli.knob((1.0,), "some")
 
 
-@pytest.mark.parametrize(
-    ("argv", "wanted"),
-    [
-        (["f"], {"file": "f"}),
-        (["f", "--name", "a", "--count=3"], {"file": "f", "name": "a", "count": 3}),
-        (["f", "--on"], {"file": "f", "on": True}),
-        (["f", "--no-on"], {"file": "f", "on": False}),
-        (["f", "--values", "1e-3", "2"], {"file": "f", "values": (0.001, 2.0)}),
-    ],
-)
-def test_what_was_typed(argv, wanted):
-    assert cli.typed(Knobs, "A command.", argv) == wanted
-    assert cli.parse(Knobs, "A command.", argv) == Knobs(**wanted)
+TYPED = {
+    "f": {},
+    "f --name a --count=3": {"name": "a", "count": 3},
+    "f --on": {"on": True},
+    "f --no-on": {"on": False},
+    "f --values 1e-3 2": {"values": (0.001, 2.0)},
+}
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_what_was_typed(line):
+    wanted = {"file": "f"} | TYPED[line]
+    assert cli.typed(Knobs, "A command.", line.split()) == wanted
+    assert cli.parse(Knobs, "A command.", line.split()) == Knobs(**wanted)
+
+
+def failing(error):
+    return SimpleNamespace(__name__="x", main=Mock(side_effect=error))
 
 
 @pytest.mark.parametrize(
     ("error", "code", "says"),
     [
-        (UserError("file x:\nis bad"), 2, "error: file x: is bad\n"),
-        (OSError(28, "No space left on device", "x"), 2, "x'\n"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-        (SystemExit(143), 143, ""),
+        (UserError("file x:\nis bad"), 2, ["error: file x: is bad"]),
+        (OSError(28, "No space left", "x"), 2, ["error: [Errno 28] No space left: 'x'"]),
+        (KeyboardInterrupt(), 130, ["interrupted"]),
+        (SystemExit(143), 143, []),
     ],
 )
-def test_what_a_user_can_put_right_is_one_line(error, code, says, capsys, monkeypatch):
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit) as stop:
-        cli.run(Mock(side_effect=error))
-    assert stop.value.code == code
-    said = capsys.readouterr().err
-    assert said.endswith(says)
-    assert said.count("\n") == (code != 143)
+def test_what_a_user_can_put_right_is_one_line(error, code, says, command):
+    assert command(failing(error)) == (code, "", says)
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError])
-def test_our_own_errors_keep_their_traceback(error, monkeypatch):
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+def test_our_own_errors_keep_their_traceback(error, command):
     with pytest.raises(error):
-        cli.run(Mock(side_effect=error))
+        command(failing(error))
 
 
 IGF23 = {
@@ -152,16 +147,12 @@ def test_flags_of_igf23_keep_their_defaults():
     assert args.items() >= IGF23.items()
     assert args["model"] == "published"
     assert (args["weight_decay"], args["clip"]) == (5e-5, 1)
-    flags = ["--" + name.replace("_", "-") for name in IGF23]
-    values = [[str(value)] if value is not False else [] for value in IGF23.values()]
-    cli.parse(train.Command, "", [x for f, v in zip(flags, values, strict=True) for x in (f, *v)])
+    given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in IGF23.items()]
+    cli.parse(train.Command, "", [text for flag in given for text in flag if text != "False"])
     for name in ("msds1", "msds2", "celeba", "cifar10", "mnist", "folder"):
         assert cli.parse(train.Command, "", ["--dataset", name]).dataset == name
     # Whose parameters test_flow counts.
     assert train.flow_config(train.Settings()) == RGFlowConfig()
-
-
-# What works
 
 
 TEST_RUN = ("--model", "tiny", "--test-mode", "--epochs", 1, "--batch-size", 64, "--workers", 0)
@@ -195,10 +186,7 @@ def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch
     code, out, _ = command(train, *resume)
     assert (code, out.splitlines()[-1]) == (0, f"{resume[1]}/model.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    assert json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["images"] == 128
-    logs = "".join(path.read_text() for path in (folder / "logs").glob("rgflow_*.log"))
-    assert "128 training and 64 validation images" in logs
-    assert re.search(r"Validation BPD: \d+\.\d{4}\n", logs)
+    assert "128 training and 64 validation images" in out
 
     checkpoint, printed = folder / "ckpt" / "rgflow_ep001.pth", []
     for file in (folder / "model.safetensors", checkpoint):
@@ -276,7 +264,7 @@ def test_runs_started_at_the_same_moment_with_the_same_out(tmp_path):
         cli.run(train.main)"""
     command = [sys.executable, "-c", code, *map(str, TEST_RUN), "--out=deep/x", "--device=cpu"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    processes = [subprocess.Popen([*command, "--seed", str(k)], **pipes) for k in range(3)]
+    processes = [subprocess.Popen([*command, "--seed", str(k)], **pipes) for k in range(2)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:
@@ -284,7 +272,7 @@ def test_runs_started_at_the_same_moment_with_the_same_out(tmp_path):
         process.stdin.flush()
     finals = [tmp_path / process.communicate()[0].splitlines()[-1] for process in processes]
     names = {path.parent.name for path in finals}
-    assert names == {f"msds1_20260102_030405{more}" for more in ("", "_2", "_3")}
+    assert names == {"msds1_20260102_030405", "msds1_20260102_030405_2"}
     for seed, final in enumerate(finals):
         assert load(final).metadata["seed"] == seed
         assert [line["step"] for line in metrics(final.parent)] == [2, 2]
@@ -398,23 +386,20 @@ def test_what_another_command_wrote_meanwhile_stays(module, trained, command, mo
     assert (trained.parent / "x.png").read_text() == "precious"
 
 
-@pytest.mark.parametrize(
-    ("name", "prior", "edge"),
-    [("authors_L16_laplace", "laplace", 16), ("authors_L32_gaussian", "gaussian", 32)],
-)
-def test_sample_published(name, prior, edge, command, tmp_path):
+def test_sample_published(command):
     """The same for the same seed and for one temperature at all levels."""
-
-    def drawn(out, *more):
-        arguments = ("--prior", prior, "--n", 4, "--out", out, *more)
-        assert command(sample, GOLDEN / f"{name}.state", *arguments)[:2] == (0, f"{out}\n")
-        return np.asarray(Image.open(tmp_path / out))
-
-    levels = [3, 4][edge == 32]
-    one, again, other = (drawn(f"{k}.png", "--seed", seed) for k, seed in enumerate((1, 1, 2)))
-    cool, alike = (drawn(f"{n}c.png", "--temperature", *[0.5] * n) for n in (1, levels))
-    mixed = drawn("m.png", "--temperature", 0.2, *[0.8] * (levels - 1))
-    assert one.shape == (2 * edge + 6, 2 * edge + 6, 3)  # a grid of 2 x 2, lines of 2
+    drawn = []
+    for flags in (
+        ("--seed", 1), ("--seed", 1), ("--seed", 2),
+        *(("--temperature", *values) for values in ([0.5], [0.5] * 3, [0.2, 0.8, 0.8])),
+    ):  # fmt: skip
+        out = f"{len(drawn)}.png"
+        arguments = ("--prior", "laplace", "--n", 4, "--out", out, *flags)
+        file = GOLDEN / "authors_L16_laplace.state"
+        assert command(sample, file, *arguments)[:2] == (0, f"{out}\n")
+        drawn.append(np.asarray(Image.open(out)))
+    one, again, other, cool, alike, mixed = drawn
+    assert one.shape == (2 * 16 + 6, 2 * 16 + 6, 3)  # a grid of 2 x 2, lines of 2
     assert np.array_equal(one, again)
     assert np.array_equal(cool, alike)
     assert not np.array_equal(one, other)
