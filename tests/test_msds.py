@@ -11,8 +11,7 @@ from support import GOLDEN
 from rgflow_core import ellipses, msds
 from study.benchmarks import pillow_render
 
-SETS = ("msds1", "msds2")
-SPLITS = ("train", "val", "test")
+SETS, SPLITS = msds.SETS, tuple(msds.SPLITS)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -82,14 +81,12 @@ def test_any_shard_can_be_made_anywhere(name, split):
     assert np.unique(angles).size == 3 * 50 * 16
 
 
-def test_splits_are_different():
-    """No picture appears twice."""
-    assert msds.SPLITS == {"train": 90_000, "val": 10_000, "test": 10_000}
+def test_no_picture_appears_twice():
     drawn = [msds.render(msds.labels(n, s, 0, 100)) for n, s in product(SETS, SPLITS)]
     assert len({picture.tobytes() for picture in np.concatenate(drawn)}) == 600
 
 
-DIGESTS = {
+DIGESTS = {  # of 20 labels, and of their pictures
     "msds1": (
         "12cbe20aa7da616ad48223f3940617a5fc3e8f089e0b0004c4c756f722ec5fe6",
         "f64e0455a2ff0847d8a899dce1b6726ec3e6fae2c27106a98339d77350598d5f",

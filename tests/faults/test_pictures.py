@@ -165,12 +165,7 @@ def test_all_are_named_at_once(folder, counts):
 # Transparency: one ink, another shape, on a stated background
 
 
-def shape(kind):
-    """Which of 32 x 32 pixels are opaque."""
-    y, x = np.mgrid[:32, :32]
-    return {"left": x < 16, "top": y < 16}[kind]
-
-
+TOP, LEFT = np.mgrid[:32, :32] < 16  # masks: which pixels are opaque
 INK = (10, 200, 60)
 
 
@@ -240,26 +235,22 @@ TRANSPARENT = {
 @pytest.mark.parametrize("name", TRANSPARENT)
 def test_transparency_shows_the_background(name, tmp_path, monkeypatch, counts):
     """Where nothing is, the background is, white or another, and the cache knows which."""
-    monkeypatch.setitem(datasets.SOURCES, "black", datasets.folder((0, 0, 0)))
     monkeypatch.setitem(datasets.SOURCES, "blue", datasets.folder((0, 0, 250)))
-    for kind in ("left", "top"):
+    for kind, mask in {"left": LEFT, "top": TOP}.items():
         (tmp_path / kind / "train").mkdir(parents=True)
-        TRANSPARENT[name](tmp_path / kind / "train" / name, shape(kind))
-        clear = torch.from_numpy(~shape(kind))
+        TRANSPARENT[name](tmp_path / kind / "train" / name, mask)
         for source, colour in (("folder", (255, 255, 255)), ("blue", (0, 0, 250))):
             for _ in range(2):  # made, and from the cache
-                image = load(tmp_path / kind, name=source)[0]
-                differs = image.permute(1, 2, 0).ne(torch.tensor(colour)).any(-1)
-                assert torch.equal(differs, ~clear)
+                image = load(tmp_path / kind, name=source)[0].permute(1, 2, 0)
+                assert np.array_equal((image.numpy() != colour).any(-1), mask)
     counts("strangers' pictures", "used")
 
 
 @pytest.mark.parametrize("mode", ["La", "RGBa"])
 def test_transparency_of_modes_that_no_file_has(mode):
-    mask = shape("top")
-    shown = np.asarray(pictures.on_background(layers(mode, mask), (1, 2, 3)))
-    assert (shown[~mask] == (1, 2, 3)).all()
-    assert (shown[mask] != (1, 2, 3)).any()
+    shown = np.asarray(pictures.on_background(layers(mode, TOP), (1, 2, 3)))
+    assert (shown[~TOP] == (1, 2, 3)).all()
+    assert (shown[TOP] != (1, 2, 3)).any()
 
 
 def test_half_transparent(folder):
@@ -372,7 +363,7 @@ def test_black_in_sixteen_bits_is_black(folder):
 
 @pytest.mark.parametrize("kind", [0, 2])
 def test_a_transparent_colour_of_sixteen_bits(kind, folder):
-    keyed(16, 40000, 40001, kind, samples=kind + 1)(folder / "train" / "x.png", shape("top"))
+    keyed(16, 40000, 40001, kind, samples=kind + 1)(folder / "train" / "x.png", TOP)
     assert "transparent colour of 16 bits" in refused(folder, 1, 3)
 
 
