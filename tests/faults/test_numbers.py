@@ -3,14 +3,15 @@
 import math
 import os
 import re
+import shutil
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 import victims
-from support import ROOT, files_below, same, small_flow
+from support import ROOT, files_below, lattice_normal, same, small_flow
 
 from rgflow_core import PictureModel, Prior, datasets, evaluate, load, sample, train
 from rgflow_core.errors import UserError
@@ -138,6 +139,27 @@ def test_threads(name, trials, measured, use_threads):
     difference = max((b - bits[0]).abs().max().item() for b in bits)
     assert difference < 1e-4
     measured(name, bpd_difference_between_thread_counts=difference)
+
+
+@pytest.mark.parametrize("subnet", ["lean", "autoregressive"])
+def test_a_compiled_flow_computes_the_same_function(subnet, trials, monkeypatch):
+    # The graph alone; with --faults as users compile it, which takes half a minute.
+    backend = trials("aot_eager", "inductor")
+    if backend == "inductor" and not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    flow = small_flow(torch.float32, coupling_layers=1, hidden=8, subnet=subnet)
+    y = lattice_normal(flow, 3)
+
+    def outputs_and_gradient():
+        z, log_det = flow(y)
+        return [z, log_det, *torch.autograd.grad(log_det.sum(), flow.levels[0].parameters())]
+
+    plain = outputs_and_gradient()
+    with pytest.importorskip("torch._inductor.config").patch(compile_threads=1):
+        assert train.compile_couplings(flow)
+    torch.testing.assert_close(outputs_and_gradient(), plain, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(flow.fold()(y)[0], plain[0], rtol=1e-4, atol=1e-4)
 
 
 def train_tiny(folder, **changes):
