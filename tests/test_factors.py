@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
+from support import said_by
 
 from rgflow_core import checkpoints, msds
-from rgflow_core.errors import UserError
 from study import factors
 
 
@@ -55,8 +55,7 @@ def test_frechet_distance_is_that_of_the_roots_of_scipy(net, pictures):
 
 def test_files(net, tmp_path):
     path = tmp_path / "net.safetensors"
-    with pytest.raises(UserError, match=r"is missing; python -m study\.factors"):
-        factors.load(path)
+    assert "is missing; python -m study.factors" in said_by(factors.load, path)
     checkpoints.write_tensors(path, {"seed": "0"}, net.state_dict())
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(factors.load(path)(image), net(image))

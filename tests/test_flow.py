@@ -8,7 +8,6 @@ import torch
 from support import NETWORKS, PRIORS, close, golden, jacobians, lattice_normal, said_by, small_flow
 
 from rgflow_core import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
-from rgflow_core.errors import UserError
 from rgflow_core.flow import LEAN8_AUTOREGRESSIVE, lattice_levels
 from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import cones
@@ -83,8 +82,7 @@ def test_a_flow_that_starts_from_data_gives_them_mean_0_and_deviation_1(order, p
     close(cells.mean(0), torch.zeros_like(cells[0]), 0.1)
     close(cells.std(0), torch.ones_like(cells[0]), 0.1)
     close(flow.inverse(z)[0], y, 1e-10)
-    with pytest.raises(UserError, match="lean"):
-        small_flow().standardise(y)
+    assert "lean" in said_by(small_flow().standardise, y)
 
 
 @each_network
@@ -227,8 +225,7 @@ def test_levels_one_by_one_are_the_whole_flow(order):
     assert [tuple(part.shape[2:]) for part in parts] == [(3, 8, 8), (3, 4, 4), (4, 4)]
     assert [part.unique().tolist() for part in parts] == [[0], [1], [2]]
     for wants_all in (flow.join, lambda latents: next(flow.decode(latents))):
-        with pytest.raises(ValueError, match="3"):
-            wants_all(parts[:2])
+        assert "3" in said_by(wants_all, parts[:2])
 
 
 # Networks
@@ -293,8 +290,7 @@ BAD = {
 
 @pytest.mark.parametrize(("field", "value"), [(f, v) for f, values in BAD.items() for v in values])
 def test_impossible_configurations_name_the_field(field, value):
-    with pytest.raises(ValueError, match=f"^{field} must"):
-        RGFlowConfig(**{field: value})
+    assert said_by(RGFlowConfig, **{field: value}).startswith(f"{field} must")
 
 
 def test_config_is_frozen_and_survives_json():

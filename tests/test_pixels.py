@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from support import close, jacobians
+from support import close, jacobians, said_by
 
 from rgflow_core import pixels
 
@@ -56,6 +56,5 @@ BAD = [
 
 @pytest.mark.parametrize("images", BAD, ids=lambda x: f"{x.dtype}{tuple(x.shape)}")
 def test_wrong_images(images):
-    with pytest.raises(ValueError, match="images must"):
-        pixels.check_images(images, (3, 4, 4))
+    assert "images must" in said_by(pixels.check_images, images, (3, 4, 4))
     pixels.check_images(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), (3, 4, 4))

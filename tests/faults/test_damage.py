@@ -106,13 +106,10 @@ def data(name, folder):
 
 
 KINDS = {
-    "weights": weights,
-    "factor network": factor_network,
-    "training checkpoint": training_checkpoint,
-    "published checkpoint": published_checkpoint,
-    "results.json": tables,
+    "weights": weights, "factor network": factor_network, "results.json": tables,
+    "training checkpoint": training_checkpoint, "published checkpoint": published_checkpoint,
     "arrays of results": arrays,
-}
+}  # fmt: skip
 KINDS |= {name: partial(data, name) for name in ("test_images.npy", "test_labels.npy", "test.json")}
 
 
