@@ -45,7 +45,6 @@ GIVEN = [({"OMP_WAIT_POLICY": "ACTIVE"}, "rgflow_core"), ({"GOMP_SPINCOUNT": "9"
 
 @pytest.mark.parametrize(("given", "start"), [*(({}, name) for name in STARTS), *GIVEN])
 def test_how_long_threads_spin_is_set_before_torch_is_there_unless_the_user_says(given, start):
-    """In every command and every notebook."""
     code = """if 1:
         import json, os, sys
         class Finder:
@@ -252,7 +251,6 @@ def test_a_closed_terminal_loses_nothing(tmp_path):
 
 
 def test_runs_started_at_the_same_moment_with_the_same_out(tmp_path):
-    """None is lost, and none writes into another's folder."""
     code = f"""if 1:
         from datetime import datetime
         from types import SimpleNamespace

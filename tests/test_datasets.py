@@ -39,9 +39,6 @@ def stop(*_):
     raise KeyboardInterrupt
 
 
-# MSDS on disk
-
-
 @pytest.fixture
 def small_msds(monkeypatch):
     monkeypatch.setattr(msds, "SPLITS", {"train": 2050, "val": 30, "test": 20})
@@ -139,9 +136,6 @@ def test_numpy_numbers(small_msds, tmp_path):
         assert "whole number" in said_by(load, "msds1", "test", tmp_path, value)
 
 
-# CelebA
-
-
 @pytest.fixture
 def celeba(tmp_path):
     """Six pictures in the layout of torchvision.datasets.CelebA."""
@@ -158,7 +152,6 @@ CROPS = {"celeba": Image.Resampling.BICUBIC, "celeba_authors": Image.Resampling.
 
 
 def test_celeba(celeba):
-    """Both crops, each with a cache of its own."""
     numbers = {"train": (1, 2, 3), "val": (4, 5), "test": (6,)}
     for (name, mode), split in product([*CROPS.items()] * 2, numbers):
         expected = []
@@ -194,9 +187,6 @@ def test_unfit_celeba(fault, celeba):
     message = said_by(load, "celeba", "val", celeba)
     assert all(word in message for word in [str(celeba / "celeba"), *words.split()])
     assert files_below(celeba) == before
-
-
-# CIFAR-10 and MNIST
 
 
 def draw(*shape):
@@ -532,9 +522,6 @@ def test_without_workers_there_is_no_other_thread(small_msds, tmp_path, monkeypa
     fill(tmp_path, 10)
     assert len(load("msds1", "test", tmp_path, workers=0).images) == 20
     assert len(load("folder", "train", tmp_path, workers=np.int64(0)).images) == 8
-
-
-# A set of one's own
 
 
 def test_a_set_of_ones_own_is_made_once(tmp_path, monkeypatch, capsys):

@@ -35,8 +35,6 @@ def test_golden(name):
     assert not torch.equal(from_logit(sample), shown)
 
 
-# Laws
-
 SHAPES = [
     {"image_size": 4, "kernel": 2, "channels": 2, "first_parity": "odd"},
     {"image_size": 8, "kernel": 4, "order": "paper", "first_parity": "odd"},
@@ -165,9 +163,6 @@ def test_gpu_gives_what_the_cpu_gives(network):
         close(theirs.cpu(), ours, 1e-9)
 
 
-# Levels
-
-
 INFLUENCES = [
     (16, 4, 1, "published"), (16, 2, 1, "lean affine"), (16, 2, 1, "autoregressive nlsq"),
     (12, 6, 3, "lean nlsq"),
@@ -228,9 +223,6 @@ def test_levels_one_by_one_are_the_whole_flow(order):
         assert "3" in said_by(wants_all, parts[:2])
 
 
-# Networks
-
-
 def count(**fields):
     with torch.device("meta"):
         flow = RGFlow(RGFlowConfig(**fields))
@@ -270,8 +262,6 @@ def test_log_scales_are_bounded(subnet, bound):
     assert s.abs().max().item() == pytest.approx(bound)
     assert t.abs().max() > 100
 
-
-# Bad configurations and inputs
 
 BAD = {
     "image_size": (0, -32, 33, 24, 2, 32.0, True, 2**20),

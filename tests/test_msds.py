@@ -65,9 +65,6 @@ def test_coverages_are_as_exact_as_their_slack_says():
     assert np.nanmax(np.abs(low - high)) < ellipses._SLACK[low.dtype]
 
 
-# Labels: a pure function of their arguments
-
-
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("split", SPLITS)
 def test_any_shard_can_be_made_anywhere(name, split):

@@ -340,9 +340,6 @@ def test_training_lowers_the_bits_per_dimension(tmp_path):
     assert history[-1] < history[0] - 0.2
 
 
-# Order, flips, learning rate
-
-
 @pytest.mark.parametrize("batch_size", [1, 7, 16, 50, 120])
 def test_order_covers_each_image_once_per_pass(batch_size):
     size, passes = 50, 6
@@ -420,9 +417,6 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     message = said_by(run, tmp_path / "run", batch_size=15, train_images=10)
     assert "multiple of the 3 processes, not 10" in message
     assert files_below(tmp_path) == []
-
-
-# How a step is computed
 
 
 def test_reduced_precision_trains_nearly_alike_and_validates_in_float32(whole, tmp_path):

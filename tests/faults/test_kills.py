@@ -137,7 +137,6 @@ def test_faults(name, fault, code, says, kind, outcome, finishes, tmp_path, coun
 @pytest.mark.parametrize(("name", "operation"), [("training", 40), ("data", 8)])
 @pytest.mark.parametrize("obstacle", ["gone", "file"])
 def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path, counts):
-    """In the middle of the work its folder goes, or a file takes its place."""
     folder = tmp_path / "x"
     code, lines = attempt(name, folder, **{obstacle: operation})
     assert (tmp_path / "elsewhere").exists()
@@ -183,7 +182,6 @@ def test_make_and_papermill(tmp_path, trials, counts):
 
 
 def test_two_trainings_at_once(finishes, tmp_path, counts):
-    """One is refused in one line."""
     folder = tmp_path / "x" / "training"
     with locked(folder):
         code, (line,) = attempt("training", tmp_path / "x")
@@ -193,7 +191,6 @@ def test_two_trainings_at_once(finishes, tmp_path, counts):
 
 
 def test_two_that_make_data_at_once(finishes, tmp_path, counts):
-    """One waits, and says so."""
     folder, says = tmp_path / "x", tmp_path / "x.says"
     os.mkfifo(says)  # a line can be read as soon as it is said, however long that takes
     with locked(folder / "data" / "msds1"):

@@ -76,7 +76,6 @@ def test_temperatures(name, counts):
 @pytest.mark.parametrize("prior", ["laplace", "gaussian"])
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e8, 1e30, math.inf, math.nan])
 def test_extreme_latents(prior, size, monkeypatch, counts):
-    """Latents that the prior never draws."""
     tiny = PictureModel(small_flow(torch.float32), Prior(prior))
     monkeypatch.setattr(PictureModel, "latents", lambda *_: torch.full((2, 1, 8, 8), size))
     counts("edges: extreme latents", drawn(tiny))

@@ -263,7 +263,6 @@ def test_half_transparent(folder):
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "avif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation(ending, orientation, folder):
-    """A photograph stands as its camera says."""
     upright = np.zeros((48, 32, 3), np.uint8)
     upright[:24, :16], upright[24:, :16], upright[24:, 16:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
     undo = {
@@ -319,9 +318,6 @@ def test_what_pillow_reads_is_a_picture_or_left_out_on_purpose():
     assert {endings[ending] for ending in ours} <= {*pictures.FORMATS, "MPO"}
     left_out = {ending for ending, name in endings.items() if name in pictures.FORMATS} - ours
     assert left_out <= {".avifs", ".pfm"}  # films, and numbers without a range
-
-
-# More than eight bits
 
 
 GREY, COLOUR = ((20 * noise(40, width, dtype=np.uint16)).astype(">u2") for width in (40, 120))

@@ -60,9 +60,6 @@ def write(kind, path, content, state):
         checkpoints.write_tensors(path, header, state)
 
 
-# Pickles
-
-
 class Plant:
     """Unpickling this makes a folder."""
 
@@ -126,9 +123,6 @@ def test_a_bomb(tmp_path, counts):
     assert path.stat().st_size < 2**20
     refused(path, "compressed")
     counts("strangers' checkpoints", "refused by name")
-
-
-# Bytes
 
 
 @pytest.mark.parametrize("kind", ["ours", "training", "authors"])
