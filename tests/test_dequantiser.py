@@ -71,16 +71,14 @@ def test_extreme_noise_and_weights_stay_finite(strength):
 def test_the_noise_cannot_collapse():
     """However large the weights: a tenth of the uniform numbers keeps a part of the byte."""
     images, _ = data(2)
-    ends = [
-        learned(strength=1e3)(images, torch.full(images.shape, v).double())[0] for v in (0.45, 0.55)
-    ]
-    assert (ends[1] - ends[0]).min() > 1e-4
+    noise = (torch.full(images.shape, v, dtype=torch.float64) for v in (0.45, 0.55))
+    low, high = (learned(strength=1e3)(images, v)[0] for v in noise)
+    assert (high - low).min() > 1e-4
 
 
 def model(dequantiser, dtype=torch.float64):
-    return PictureModel(
-        small_flow(dtype, subnet="lean", channels=3), Prior("gaussian"), None, dequantiser
-    )
+    flow = small_flow(dtype, subnet="lean", channels=3)
+    return PictureModel(flow, Prior("gaussian"), None, dequantiser)
 
 
 def test_a_model_with_it_is_the_flow_s_density_times_the_slope():

@@ -12,46 +12,35 @@ from support import RUN, TINY, close, files_below, metrics
 
 from rgflow_core import load, train
 
-# A program for torchrun: float64, so that only the order of sums differs.
+# For torchrun: in float64, so that only the order of sums differs; two clocks that differ, and what
+# each rank knows of its run; rank 1 may be killed.
 PROGRAM = """
 import json, os, signal, sys
+from datetime import datetime
+from types import SimpleNamespace
 import torch
 from rgflow_core import cli, train
 
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
-model, settings, folder, die_at = json.loads(sys.argv[1])
-train.MODELS["tiny"] = model
-batch_of = train.batch_of
+train.MODELS["tiny"], die_at = json.loads(sys.argv.pop())
+rank, batch_of, made = int(os.environ["RANK"]), train.batch_of, train.Run.__init__
 
 def dying(step, *arguments):
-    if step == die_at and os.environ["RANK"] == "1":
+    if step == die_at and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return batch_of(step, *arguments)
-
-train.batch_of = dying
-cli.run(lambda: train.train(train.Settings(**settings), folder, progress=False))
-"""
-# Two clocks that differ, and what each rank knows of its run.
-COMMAND = """
-import json, os, sys
-from datetime import datetime
-from types import SimpleNamespace
-from rgflow_core import cli, train
-
-rank = int(os.environ["RANK"])
-train.MODELS["tiny"] = json.loads(sys.argv.pop())
-train.datetime = SimpleNamespace(now=lambda: datetime(2026, 1, 1, 0, 0, rank))
-made = train.Run.__init__
 
 def told(run, settings, folder, *more):
     open(f"rank{rank}", "w").write(str(folder))
     made(run, settings, folder, *more)
 
-train.Run.__init__ = told
+train.datetime = SimpleNamespace(now=lambda: datetime(2026, 1, 1, 0, 0, rank))
+train.batch_of, train.Run.__init__ = dying, told
 cli.run(train.main)
 """
 SETTINGS = replace(RUN, val_images=15, epochs=2, flip=True, seed=5)
+KNOBS = {k: v for k, v in asdict(SETTINGS).items() if v is not None and not isinstance(v, bool)}
 
 
 @pytest.fixture
@@ -62,29 +51,18 @@ def alone():
     torch.set_default_dtype(torch.float32)
 
 
-def torchrun(program, place, *arguments):
-    (place / "program.py").write_text(program)
+def on_two(place, die_at=None):
+    """The command on two processes, and the folder of its run."""
+    place.mkdir()
+    (place / "program.py").write_text(PROGRAM)
     launcher = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     launcher += ["--rdzv-endpoint", "localhost:0", "program.py"]
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, *arguments],
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in KNOBS.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *flags, "--flip", json.dumps([TINY, die_at])],
         cwd=place, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
-
-
-def on_two(folder, die_at=None):
-    arguments = json.dumps([TINY, asdict(SETTINGS), str(folder), die_at])
-    return torchrun(PROGRAM, folder.parent, arguments)
-
-
-def test_the_first_process_names_the_run_and_all_agree(tmp_path):
-    arguments = ["--model=tiny", "--test-mode", "--epochs=1", "--batch-size=64", "--device=cpu"]
-    done = torchrun(COMMAND, tmp_path, *arguments, json.dumps(TINY))
-    assert done.returncode == 0, done.stderr
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name == "msds1_20260101_000000"
-    assert [(tmp_path / f"rank{k}").read_text() for k in (0, 1)] == [f"runs/{folder.name}"] * 2
-    assert done.stdout.count(f"{folder.name}/model.safetensors\n") == 1
+    return done, place / "runs" / "msds1_20260101_000000"
 
 
 def assert_same_run(one, other):
@@ -98,16 +76,20 @@ def assert_same_run(one, other):
 
 
 def test_two_processes_equal_one_and_one_goes_on_where_two_were_killed(alone, tmp_path):
-    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    one = tmp_path / "one"
     alone(one)
-    done = on_two(two)
+    done, two = on_two(tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert_same_run(one, two)
+    # The first process names the run, and it alone speaks.
+    assert list(two.parent.iterdir()) == [two]
+    assert [(tmp_path / "two" / f"rank{k}").read_text() for k in (0, 1)] == [f"runs/{two.name}"] * 2
     assert "and 2 processes" in done.stdout
-    assert done.stdout.count("Validation BPD") == SETTINGS.epochs  # rank 0 alone speaks
+    assert done.stdout.count("Validation BPD") == SETTINGS.epochs
+    assert done.stdout.count(f"{two.name}/model.safetensors\n") == 1
     assert len(files_below(two / "logs")) == 1
 
-    done = on_two(killed, die_at=6)
+    done, killed = on_two(tmp_path / "killed", die_at=6)
     assert done.returncode != 0
     assert "SIGKILL" in done.stderr
     assert train.latest_checkpoint(killed).name == "rgflow_ep001.pth"
