@@ -93,7 +93,8 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/A1_be
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	$(ALLCORES) -m pytest tests
-	rm -rf runs/notebooks && $(ALLCORES) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=600 notebooks
+	rm -rf runs/notebooks && $(ALLCORES) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=36000 \
+		--nbval-kernel-startup-timeout=600 notebooks
 test-browser: $(SETUP)  ## Move the explorer's sliders in headless Chromium
 	type chromium chromedriver >/dev/null && $(ALLCORES) -m pytest tests/test_browser.py -m browser -s
 test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
