@@ -95,7 +95,7 @@ def run(notebook: str, profile: str, model: str | None = None, **other: str) -> 
     lines = Prefixed(sys.stdout, name)
     try:
         papermill.execute_notebook(
-            source, partial, given, cwd=source.parent, progress_bar=False,
+            source, partial, given, cwd=source.parent, progress_bar=False, start_timeout=600,
             stdout_file=lines, stderr_file=lines,
             extra_arguments=["--log-level=CRITICAL"],  # no notices about ports and shutting down
         )  # fmt: skip
