@@ -5,6 +5,7 @@ gives one split as uint8 (N, L, L, C)) and put it into ``SOURCES``: the command 
 verification follow.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ class DataSet:
 
     Attributes:
         images: uint8 (N, C, L, L).
-        labels: float64 (N, 4, 4, 6) for MSDS, else ``None``.
+        labels: float64 (N, 4, 4, 6) for MSDS, uint8 (N,) for both MNISTs, else ``None``.
         fingerprint: SHA-256 of the images' bytes.
     """
 
@@ -167,27 +168,49 @@ def _celeba(system: str) -> Source:
     return Source(make, lambda root: parameters, "celeba32_" + system)
 
 
-def _torchvision(name: str, where: str, holdout: int, channels: int, flip: bool) -> Source:
-    """CIFAR-10 or MNIST from torchvision's files; validation is the end of the training set."""
+# Validation is the end of the training set.
+_PARTS = {"train": slice(0, -5000), "val": slice(-5000, None), "test": slice(None)}
+
+
+def _cifar10(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
+    from torchvision import datasets
+
+    try:
+        whole = datasets.CIFAR10(str(root), train=split != "test", download=False)
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        # torchvision's advice to download is none here.
+        reason = "not found or corrupted" if "download" in str(error) else error
+        where = f"put torchvision's files at {root / 'cifar-10-batches-py'}"
+        raise UserError(f"CIFAR10 is not here, or damaged: {where} ({reason})") from None
+    return {"images": whole.data[_PARTS[split]]}
+
+
+DEBIAN = Path("/usr/share/datasets")
+"""Where packages dataset-... of Debian put their files."""
+
+
+def _mnist(name: str, package: str = "") -> Source:
+    """MNIST, or a set like it, from torchvision's files or Debian's; padded to 32 x 32."""
 
     def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
-        from torchvision import datasets
+        raw, arrays = root / name / "raw", {}
+        places = [raw, DEBIAN / package] if package else [raw]
+        for what, dims in (("images", 3), ("labels", 1)):
+            file = f"{'t10k' if split == 'test' else 'train'}-{what}-idx{dims}-ubyte"
+            paths = [folder / (file + packed) for folder in places for packed in ("", ".gz")]
+            if (path := next(filter(Path.is_file, paths), None)) is None:
+                hint = f", or install Debian's dataset-{package}" if package else ""
+                raise UserError(f"{name} is not here: put {file} or {file}.gz into {raw}{hint}")
+            with files.refusing_damage(path, "an IDX file"):
+                data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+                shape = np.frombuffer(data, ">i4", dims, 4)
+                arrays[what] = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+        arrays["images"] = np.pad(arrays["images"], ((0, 0), (2, 2), (2, 2)))[..., None]
+        return {what: array[_PARTS[split]] for what, array in arrays.items()}
 
-        try:
-            whole = getattr(datasets, name)(str(root), train=split != "test", download=False)
-        except (AssertionError, OSError, RuntimeError, ValueError) as error:
-            # torchvision's advice to download is none here.
-            reason = "not found or corrupted" if "download" in str(error) else error
-            raise UserError(
-                f"{name} is not here, or damaged: put torchvision's files at {root / where} ({reason})"
-            ) from None
-        images = np.asarray(whole.data)
-        if name == "MNIST":
-            images = np.pad(images, ((0, 0), (2, 2), (2, 2)))[..., None]
-        part = {"train": slice(0, -holdout), "val": slice(-holdout, None), "test": slice(None)}
-        return {"images": np.ascontiguousarray(images[part[split]])}
-
-    return Source(make, lambda root: {"holdout": holdout}, name.lower(), channels, flip)
+    # A boot's toe points to the left, and a mirrored figure is another one.
+    facts = {"holdout": 5000, "labels": True}
+    return Source(make, lambda root: facts, name.lower(), channels=1, flip=False)
 
 
 def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
@@ -230,8 +253,9 @@ SOURCES: dict[str, Source] = {
     "msds2": _msds("msds2"),
     "celeba": _celeba("igf23"),
     "celeba_authors": _celeba("authors"),
-    "cifar10": _torchvision("CIFAR10", "cifar-10-batches-py", 5000, 3, flip=True),
-    "mnist": _torchvision("MNIST", "MNIST/raw", 5000, 1, flip=False),
+    "cifar10": Source(_cifar10, lambda root: {"holdout": 5000}, "cifar10"),
+    "mnist": _mnist("MNIST"),
+    "fashion_mnist": _mnist("FashionMNIST", "fashion-mnist"),
     "folder": folder(),
 }
 

@@ -1,5 +1,6 @@
 """Data sets: made once, verified whenever loaded, made again when damaged."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -189,6 +190,9 @@ def test_unfit_celeba(fault, celeba):
     assert files_below(celeba) == before
 
 
+# CIFAR-10 and both MNISTs, in torchvision's layout; Debian's Fashion-MNIST
+
+
 def draw(*shape):
     return np.random.default_rng(shape[0]).integers(0, 256, shape, np.uint8)
 
@@ -196,6 +200,17 @@ def draw(*shape):
 def idx(array):
     header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
     return header + array.tobytes()
+
+
+def write_mnist(folder, packed=False):
+    """Files in MNIST's layout; their pictures and labels."""
+    folder.mkdir(parents=True)
+    written = {"train": (draw(5010, 28, 28), draw(5010)), "t10k": (draw(20, 28, 28), draw(20))}
+    for name, arrays in written.items():
+        for what, array in zip(("images-idx3", "labels-idx1"), arrays, strict=True):
+            path = folder / f"{name}-{what}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+    return written
 
 
 @pytest.fixture
@@ -209,19 +224,9 @@ def published(tmp_path, monkeypatch):
     for name, images in zip(names, batches, strict=True):
         content = {"data": images.reshape(1002, 3072), "labels": [0] * 1002}
         (folder / name).write_bytes(pickle.dumps(content))
-    found = {"cifar10": (np.concatenate(batches[:5]), batches[5])}
-    for name in ("MNIST",):
-        folder, parts = (
-            tmp_path / name / "raw",
-            {"train": draw(5010, 28, 28), "t10k": draw(20, 28, 28)},
-        )
-        folder.mkdir(parents=True)
-        for part, images in parts.items():
-            (folder / f"{part}-images-idx3-ubyte").write_bytes(idx(images))
-            (folder / f"{part}-labels-idx1-ubyte").write_bytes(idx(images[:, 0, 0]))
-        padded = (np.pad(images, ((0, 0), (2, 2), (2, 2))) for images in parts.values())
-        found[name.lower()] = tuple(images[:, None] for images in padded)
-    return found
+    written = write_mnist(tmp_path / "MNIST" / "raw").values()
+    padded = (np.pad(images, ((0, 0), (2, 2), (2, 2)))[:, None] for images, _ in written)
+    return {"cifar10": (np.concatenate(batches[:5]), batches[5]), "mnist": tuple(padded)}
 
 
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
@@ -231,16 +236,47 @@ def test_validation_is_the_end_of_the_training_set(name, published, tmp_path):
         assert np.array_equal(load(name, split, tmp_path).images.numpy(), wanted)
 
 
-def test_damaged_and_missing_files_of_torchvision(published, tmp_path):
-    """Its own advice, to download, is none here."""
+@pytest.mark.parametrize("place", ["FashionMNIST/raw", "usr/fashion-mnist"])
+def test_fashion_mnist_and_its_labels_wherever_it_lies(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "DEBIAN", tmp_path / "usr")
+    message = said_by(load, "fashion_mnist", "val", tmp_path)
+    raw = tmp_path / "FashionMNIST" / "raw"
+    assert all(part in message for part in ("train-images-idx3-ubyte", f"{raw}", "Debian"))
+    written = write_mnist(tmp_path / place, packed="usr" in place)
+    (images, labels), test = written["train"], written["t10k"]
+    splits = {"train": (images[:10], labels[:10]), "val": (images[10:], labels[10:]), "test": test}
+    for split, (wanted, classes) in splits.items():
+        data = load("fashion_mnist", split, tmp_path)
+        assert np.array_equal(data.images[:, 0, 2:30, 2:30].numpy(), wanted)
+        assert np.array_equal(data.labels, classes)
+    assert not datasets.SOURCES["fashion_mnist"].flip
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda b: b[:1000],
+        lambda b: b[:3],
+        lambda b: b + b"x",
+        lambda b: gzip.compress(b)[:500],
+        lambda b: idx(np.zeros((20, 8, 8), np.uint8)),
+    ],
+)
+def test_damaged_mnist(damage, published, tmp_path):
     path = tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:1000])
-    before, missing = files_below(tmp_path), tmp_path / "missing"
-    for name, root in (("mnist", tmp_path), ("mnist", missing), ("cifar10", missing)):
-        message = said_by(load, name, "test", root)
-        assert str(root) in message
+    content = damage(path.read_bytes())
+    path.unlink()
+    path.with_suffix(".gz" if content[:2] == b"\x1f\x8b" else "").write_bytes(content)
+    assert "mnist" in said_by(load, "mnist", "test", tmp_path).lower()
+    assert not (tmp_path / "mnist").exists()
+
+
+def test_missing_files_of_published_sets(tmp_path):
+    """Torchvision's own advice, to download, is none here."""
+    for name in ("mnist", "cifar10"):
+        message = said_by(load, name, "test", tmp_path / "missing")
+        assert str(tmp_path) in message
         assert "download" not in message
-    assert files_below(tmp_path) == before
 
 
 def test_a_read_only_data_root(published, tmp_path, monkeypatch, capsys):
