@@ -25,7 +25,7 @@ from torch import Tensor
 from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.errors import UserError
 from rgflow_core.files import refusing_damage, replacing
-from rgflow_core.flow import RGFlow, RGFlowConfig
+from rgflow_core.flow import RGFlow, RGFlowConfig, config_of
 from rgflow_core.model import PictureModel
 from rgflow_core.networks import PublishedSubnet
 from rgflow_core.priors import NAMES, Prior
@@ -118,7 +118,7 @@ def _build(
 
     def empty() -> PictureModel:
         dequantiser = Dequantiser(config.channels) if learned else None
-        return PictureModel(RGFlow(config), prior, metadata, dequantiser)
+        return PictureModel(config.build(), prior, metadata, dequantiser)
 
     # First without memory: a config may lie about its size.
     levels = zip(config.couplings, config.res_blocks, config.mlp_depth, strict=True)
@@ -374,7 +374,7 @@ def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
 
 
 def _from_ours(content: dict, path: Path, metadata: dict) -> PictureModel:
-    prior, config = Prior(**content["prior"]), RGFlowConfig(**content["config"])
+    prior, config = Prior(**content["prior"]), config_of(content["config"])
     state = _bare(content["model"], path)
     _check_tensors(state, path)
     return _build(config, state, path, prior, metadata)

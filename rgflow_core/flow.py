@@ -126,8 +126,23 @@ class RGFlowConfig:
         return self.channels * self.image_size**2
 
     def to_dict(self) -> dict:
-        """Plain values for JSON; ``RGFlowConfig(**d)`` takes them back."""
+        """Plain values for JSON; :func:`config_of` takes them back."""
         return json.loads(json.dumps(asdict(self)))
+
+    def build(self) -> "RGFlow":
+        """A new flow."""
+        return RGFlow(self)
+
+
+CONFIGS: dict[str, type[RGFlowConfig]] = {"rgflow": RGFlowConfig}
+"""By the field "flow", which ours does not have; a study may add flows of its own."""
+
+
+def config_of(fields: dict) -> RGFlowConfig:
+    """The config of :meth:`RGFlowConfig.to_dict`; :class:`UserError` if its flow is not known."""
+    if (name := fields.get("flow", "rgflow")) not in CONFIGS:
+        raise UserError(f"flow {name!r} is none of {tuple(CONFIGS)}; import what adds it")
+    return CONFIGS[name](**fields)
 
 
 LEAN_AFFINE = {"subnet": "lean", "res_blocks": 1, "hidden": 96, "mlp_depth": 2}

@@ -14,7 +14,7 @@ MOMENTUM = 0.95
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of each of the matrices (N, n, n) = U S V^T, by a quintic Newton-Schulz."""
+    """Nearly U V^T of each of the matrices (..., n, n) = U S V^T, by a quintic Newton-Schulz."""
     a, b, c = COEFFICIENTS
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, for square matrices.
 
     Args:
-        parameters: matrices (n, n), which all have gradients at each step.
+        parameters: matrices (n, n) or stacks of them (N, n, n), which all have gradients at each step.
         lr: learning rate; an update has spectral norm about ``lr``.
     """
 

@@ -40,7 +40,7 @@ from rgflow_core.files import (
     replacing,
     write_json,
 )
-from rgflow_core.flow import LEAN, LEAN8, LEAN8_AUTOREGRESSIVE, LEAN_AFFINE, RGFlow, RGFlowConfig
+from rgflow_core.flow import LEAN, LEAN8, LEAN8_AUTOREGRESSIVE, LEAN_AFFINE, RGFlowConfig, config_of
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.noise import permutation, stream, uniform
@@ -159,7 +159,7 @@ def flow_config(settings: Settings) -> RGFlowConfig:
         levels = (settings.image_size // fields.get("kernel", 4)).bit_length()
         fields["coupling_layers"] = (layers + layers[-1:] * levels)[:levels]
     try:
-        return RGFlowConfig(settings.image_size, channels, **fields)
+        return config_of({"image_size": settings.image_size, "channels": channels} | fields)
     except UserError as error:
         raise UserError(f"model {settings.model}: {error}") from None
 
@@ -227,8 +227,11 @@ def _optimizers(settings: Settings, model: PictureModel) -> list[torch.optim.Opt
     """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
     muon = settings.optimizer == "muon"
     square, rest = [], []
-    for p in model.parameters():
-        (square if muon and p.ndim == 2 and p.shape[0] == p.shape[1] else rest).append(p)
+    for (
+        p
+    ) in model.parameters():  # also of stacks of matrices (N, n, n); a filter has four dimensions
+        is_square = p.ndim in (2, 3) and p.shape[-2] == p.shape[-1]
+        (square if muon and is_square else rest).append(p)
     decay, betas = settings.weight_decay, (0.9, settings.beta2)
     optimizers = [
         torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
@@ -250,7 +253,9 @@ class Run:
         self.settings, self.folder, self.ranks = settings, folder, ranks
         self.config = flow_config(settings)
         torch.manual_seed(settings.seed)
-        flow = RGFlow(self.config).use_checkpointing(settings.checkpointing)
+        flow = self.config.build()
+        if settings.checkpointing:
+            flow.use_checkpointing()
         learned = settings.dequantisation == "learned"
         dequantiser = Dequantiser(self.config.channels) if learned else None
         prior = Prior(settings.prior, settings.convention)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from support import jacobians, small_flow
 
-from rgflow_core import PictureModel, Prior, RGFlowConfig
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig
 from rgflow_core.flow import lattice_levels
 from rgflow_core.pixels import logit_log_derivative
 from study import cones, fields
@@ -21,7 +21,7 @@ from study import cones, fields
 def test_a_receptive_field_is_the_mean_absolute_derivative(config):
     flow = small_flow(**config)
     model = PictureModel(flow, Prior("gaussian"))
-    positions = fields.choose(flow.config, 3, seed=1)
+    positions = fields.choose(flow, 3, seed=1)
     halves = fields.receptive_fields(model, positions, samples=2, seed=1)
     exact = []
     for y in flow.inverse(model.latents(2, seed=1))[0]:
@@ -39,8 +39,7 @@ def test_a_receptive_field_is_the_mean_absolute_derivative(config):
 
 
 def test_latents_chosen_are_of_their_level_and_distinct():
-    config = RGFlowConfig()
-    positions = fields.choose(config, 48)
+    positions = fields.choose(RGFlow(RGFlowConfig(hidden=1)), 48)
     for h, level in enumerate(positions):
         assert len(level.unique(dim=0)) == 48
         assert (lattice_levels(32, 4)[level[:, 1], level[:, 2]] == h).all()

@@ -7,20 +7,20 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from rgflow_core.flow import RGFlowConfig, lattice_levels
+from rgflow_core.flow import RGFlow
 from rgflow_core.model import PictureModel
 from rgflow_core.pixels import from_logit
 
 _STEP = 1e-7  # of the differences
 
 
-def choose(config: RGFlowConfig, latents: int, seed: int = 0) -> Tensor:
+def choose(flow: RGFlow, latents: int, seed: int = 0) -> Tensor:
     """Random latents of each level: channel, row and column, (levels, latents, 3)."""
-    levels = lattice_levels(config.image_size, config.kernel).expand(config.shape)
-    chosen = []
-    for h in range(config.levels):
-        here, generator = (levels == h).nonzero(), torch.Generator().manual_seed(seed)
-        chosen.append(here[torch.randperm(len(here), generator=generator)[:latents]])
+    shape, chosen = flow.config.shape, []
+    for part in flow.split(torch.arange(flow.config.dim).view(1, *shape)):
+        here, generator = part.flatten().sort().values, torch.Generator().manual_seed(seed)
+        which = here[torch.randperm(len(here), generator=generator)[:latents]]
+        chosen.append(torch.stack(torch.unravel_index(which, shape), -1))
     return torch.stack(chosen)
 
 
