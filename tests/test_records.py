@@ -31,14 +31,15 @@ def test_the_plan_is_of_settings():
 
 def test_records_are_of_the_plan():
     names = {path.stem for path in (ROOT / records.FOLDER).glob("*.json")}
+    plan = records.plan(ROOT) | records.plan(ROOT, path=records.PEERS)
     for name, record in records.read(ROOT, list(names)).items():
-        wanted = train.Settings(**train.LEAN_RECIPE | records.plan(ROOT)[name])
+        wanted = train.Settings(**train.LEAN_RECIPE | plan[name])
         # Before it was a knob, every run had the lean recipe's.
         trained = train.Settings(**{"outlier_bpd": 16.0} | record["settings"])
         here = {"data_root": "x", "workers": 1, "checkpointing": None}  # a machine's own
         assert replace(trained, **here) == replace(wanted, **here)
         if "diverged" not in record:
-            few = wanted.train_images or records.group_of(ROOT, name) == "tuning8"
+            few = wanted.train_images or records.group_of(ROOT, name) in records.BRIEF
             count = wanted.val_images if few else 10_000
             assert record["test"]["images"] == count
             assert record["images_seen"] == record["validation"][-1]["images"]
@@ -49,7 +50,7 @@ def planned(tmp_path):
     """A repository with the study's plan and no record."""
     for folder in ("notebooks", "rgflow_core", "weights", "data"):
         (tmp_path / folder).mkdir()
-    for name in (records.PLAN, "data/published.json"):
+    for name in (records.PLAN, records.PEERS, "data/published.json"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -67,6 +68,9 @@ def test_make(planned, monkeypatch, capsys):
         "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
     }
     write_json(planned / records.PLAN, plan)
+    peers = {"peers": {"peer_a": {}}, "tuning_glow": {"tuning_bad": {"lr": 1e30}}}
+    peers = {group: {"common": fields, "runs": runs} for group, runs in peers.items()}
+    write_json(planned / records.PEERS, peers)
     whole = evaluate.datasets.load_split
 
     def few(name, split, root, limit=None, *rest):
@@ -108,6 +112,15 @@ def test_make(planned, monkeypatch, capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed[-1] == "change_bad", "those without a record are listed"
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
+    monkeypatch.setattr(records.answers, "answers", lambda *_: [["radius", 0, "", 1.0]])
+    monkeypatch.setattr(records.benchmarks, "matrix_peak", lambda *_: 1e9)
+    peer = read_json(records.make("peer_a", planned))
+    assert peer["latents"] == [["radius", 0, "", 1.0]]
+    assert peer["speed"]["theirs"] > 0
+    assert "diverged" in read_json(records.make("tuning_bad", planned))["diverged"]
+    monkeypatch.setattr("sys.argv", ["records", "--plan", records.PEERS])
+    records.main()
+    assert capsys.readouterr().out.splitlines()[-1] == "", "all have records"
     with pytest.raises(UserError, match=r"c is not a run of data/runs\.json"):
         records.make("c", planned)
 

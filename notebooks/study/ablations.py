@@ -1,4 +1,4 @@
-"""Changes of the published network, one each, of IGF23's list of details that matter.
+"""Changes of the published network, one each: of IGF23's list of details, and what may make it slow.
 
 Importing this adds them to the core's networks, and the narrow and slim models that the study trains with
 them to the models of ``rgflow_core.train``.
@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rgflow_core import LEAN8, train
-from rgflow_core.networks import SUBNETS, PublishedSubnet, WeightNormLinear
+from rgflow_core import LEAN, LEAN8, train
+from rgflow_core.networks import SUBNETS, Parameters, PublishedSubnet, WeightNormLinear
 
 
 class WithoutRescaling(PublishedSubnet):
@@ -64,7 +64,53 @@ ABLATIONS = {
     "post_activation": PostActivation,
     "shared_network": SharedNetwork,
 }
-SUBNETS |= ABLATIONS
+
+
+class OpenGain(PublishedSubnet):
+    """What may be slow: the gain. It starts at 0.1, so that the networks learn from the first step."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        nn.init.constant_(self.gain, 0.1)
+
+
+class _PlainLinear(WeightNormLinear):
+    def scaled(self, rows: Tensor | None, columns: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = self.weight_v, self.bias
+        if rows is not None:
+            weight, bias = weight * rows[..., None], bias * rows
+        return weight * columns[:, None], bias[:, None]
+
+
+class WithoutWeightNorm(PublishedSubnet):
+    """What may be slow: weight normalisation."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        for linears in self.linears:
+            for k, linear in enumerate(linears):
+                linears[k] = _PlainLinear(*linear.weight_v.shape[:0:-1])
+                linears[k].weight_g.requires_grad_(False)
+
+
+class OwnHalves(nn.Module):
+    """What may be slow: one pair of networks for both half-steps. Here each has its own."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__()
+        self.halves = nn.ModuleList(PublishedSubnet(*args) for _ in range(2))
+
+    def prepare(self) -> Parameters:
+        steps = [half.prepare() for half in self.halves]
+        return lambda half, step: steps[step](half, step)
+
+
+SUSPECTS = {
+    "open_gain": OpenGain,
+    "without_weight_norm": WithoutWeightNorm,
+    "own_halves": OwnHalves,
+}
+SUBNETS |= ABLATIONS | SUSPECTS
 
 _NARROW = {"hidden": 64, "res_blocks": 2}
 # Half or a quarter of the coupling layers: a third of the time a step takes.
@@ -75,9 +121,11 @@ MODELS = {
     for change, fields in {
         "": {},
         "_paper_order": {"order": "paper"},
-        **{f"_{subnet}": {"subnet": subnet} for subnet in ABLATIONS},
+        **{f"_{subnet}": {"subnet": subnet} for subnet in (*ABLATIONS, *SUSPECTS)},
     }.items()
 }
+# On the way from the published network to the lean models.
+MODELS["lean_paper_order"] = LEAN | {"order": "paper"}
 # What was tried for the lean model of 8 x 8 blocks.
 MODELS |= {
     "lean8_code_order": LEAN8 | {"order": "code"},

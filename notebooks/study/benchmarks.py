@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from rgflow_core import train
 from rgflow_core.flow import RGFlow
+from rgflow_core.running import Ranks
 from study import statistics
 
 
@@ -222,6 +225,21 @@ def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
         folded.inverse(y)
 
     return {"train": train, "evaluate": evaluate, "sample": sample}
+
+
+def step(settings: train.Settings, images: Tensor) -> Callable[[], None]:
+    """A program that trains a new model by one step, its noise and optimisers included."""
+    run = train.Run(settings, Path("none"), Ranks("cpu"), len(images), "")
+
+    def once() -> None:
+        loss = -sum(run.model(*train.inputs(run, images))).mean() / run.config.dim
+        run.model.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip)
+        for optimizer in run.optimizers:
+            optimizer.step()
+
+    return once
 
 
 def randomise(flow: RGFlow, seed: int = 0) -> RGFlow:

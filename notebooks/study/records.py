@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, replacing, write_json
-from study import ablations, benchmarks, report, results, run, separation
+from study import ablations, answers, benchmarks, report, results, run, separation
 from study.results import row
 from study.statistics import bounds, interval, mean, paired
 
 PLAN = "data/runs.json"
+PEERS = "data/peers.json"  # what notebook A4 shows: a plan of its own, of groups with other names
 FOLDER = "data/records"
 DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
 SUBSET = 500
@@ -29,6 +31,8 @@ SUBSET = 500
 LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
+# Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
+BRIEF = ("tuning8", "tuning_glow", "tuning_realnvp", "tuning_flat", "slow", "steps")
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
 
@@ -50,7 +54,7 @@ def plan(root: Path, group: str | None = None, path: str = PLAN) -> dict[str, di
 
 def group_of(root: Path, name: str) -> str | None:
     """The group of a planned run."""
-    groups = read_json(root / PLAN).items()
+    groups = (read_json(root / PLAN) | read_json(root / PEERS)).items()
     return next((group for group, planned in groups if name in planned["runs"]), None)
 
 
@@ -69,8 +73,8 @@ def complete(root: Path, name: str) -> bool:
 def make(name: str, root: Path) -> Path:
     """Train a run, or go on with it, and evaluate it on the test split, once.
 
-    The split is taken whole, or as many of it as validate a run where those are the question:
-    in the manner of ``--test-mode``, and of those that tuned a recipe.
+    The split is taken whole, or as many of it as validate a run in the manner of ``--test-mode``
+    or of ``BRIEF``.
 
     Raises:
         UserError: for a name that is not in the plan.
@@ -78,15 +82,18 @@ def make(name: str, root: Path) -> Path:
     record = root / FOLDER / f"{name}.json"
     if complete(root, name):
         return record
-    runs, group = plan(root), group_of(root, name)
+    runs, group = plan(root) | (others := plan(root, path=PEERS)), group_of(root, name)
     if group is None:
         raise UserError(f"{name} is not a run of {PLAN}; without a name they are listed")
+    if name in others:
+        from study import peers  # noqa: F401  their library is an extra
+
     folder = root / "runs" / "study" / name
     settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
     try:
         weights = train.train(settings, folder)
     except train.Diverged as problem:
-        if group not in ("ablations", "changes", "tuning8"):
+        if group not in ("ablations", "changes", *BRIEF):
             raise
         # What a change does to the training is its result, also if nothing is left of it.
         facts = {"name": name, "settings": asdict(settings), "diverged": str(problem)}
@@ -98,34 +105,47 @@ def make(name: str, root: Path) -> Path:
         file = root / "weights" / f"{name}.safetensors"
         checkpoints.save(model.half() if group == "shipped8" else model, file, model.metadata)
         model = load(file)
-    few = settings.train_images or group == "tuning8"
-    limit = settings.val_images if few else None
+    limit = settings.val_images if settings.train_images or group in BRIEF else None
     test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
-    bits = evaluate.evaluate(model, test.images)
-    checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
     # The FLOP/s are of the same hour, for what "minutes" mean.
-    facts = {"name": name, "test": evaluate.mean_and_error(bits), "matrix_peak": peak}
-    facts = read_json(folder / "record.json") | facts
-    if model.dequantiser is not None:
-        uniform = PictureModel(model.flow, model.prior)
-        facts["test_uniform_noise"] = evaluate.mean_and_error(
-            evaluate.evaluate(uniform, test.images)
-        )
-    few = test.images[:SUBSET]
-    if shipped:
-        draws = [bits[:SUBSET]]
-        draws += [evaluate.evaluate(model, few, seed) for seed in range(1, max(DRAWS))]
-        facts["importance_weighted"] = bounds(torch.stack(draws), DRAWS, model.flow.config.dim)
+    facts = read_json(folder / "record.json") | {"name": name, "matrix_peak": peak}
+    facts |= _judged(model, settings, test.images, folder, shipped)
     if group == "seeds":
         facts["latents"] = _latents(name, weights, root)
-    if settings.without_noise:
-        with torch.no_grad():
-            values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
-        facts["test_without_noise"] = evaluate.mean_and_error(torch.cat(values))
+    elif name in others and group not in BRIEF:
+        facts["latents"] = answers.answers(model, settings.dataset, root)
+        facts["speed"] = _speed(settings, test.images[:SUBSET])
     write_json(record, facts)
     if shipped:
         report.write(root / "weights" / "README.md", "cards", records=shipped_records(root))
     return record
+
+
+def _judged(
+    model: PictureModel, settings: train.Settings, images: Tensor, folder: Path, shipped: bool
+) -> dict:
+    """Bits of test pictures; those of each go into the run's folder."""
+    bits, few = evaluate.evaluate(model, images), images[:SUBSET]
+    checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
+    facts = {"test": evaluate.mean_and_error(bits)}
+    if model.dequantiser is not None:
+        uniform = evaluate.evaluate(PictureModel(model.flow, model.prior), images)
+        facts["test_uniform_noise"] = evaluate.mean_and_error(uniform)
+    if shipped:
+        draws = [bits[:SUBSET]]
+        draws += [evaluate.evaluate(model, few, seed) for seed in range(1, max(DRAWS))]
+        facts["importance_weighted"] = bounds(torch.stack(draws), DRAWS, model.flow.config.dim)
+    if settings.without_noise:
+        with torch.no_grad():
+            values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
+        facts["test_without_noise"] = evaluate.mean_and_error(torch.cat(values))
+    return facts
+
+
+def _speed(settings: train.Settings, images: Tensor) -> dict:
+    """A step of the lean recipe and one of these settings, in turns: see :func:`benchmarks.race`."""
+    lean = train.Settings(**train.LEAN_RECIPE | {"dataset": settings.dataset})
+    return benchmarks.race(benchmarks.step(lean, images), benchmarks.step(settings, images), 7)
 
 
 def _latents(name: str, weights: Path, root: Path) -> list[list]:
@@ -303,10 +323,12 @@ def rows(root: Path) -> list[dict]:
 def main() -> None:
     parser = cli.Parser("Make records of the study's training runs, or list those without one.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
+    parser.add_argument("--plan", default=PLAN, help=f"whose runs are listed: {PLAN} or {PEERS}")
     args = parser.parse_args()
     root = results.root()
     if not args.names:
-        print(*(name for name in plan(root) if not complete(root, name)), sep="\n")
+        names = plan(root, path=args.plan)
+        print(*(name for name in names if not complete(root, name)), sep="\n")
     for name in args.names:
         print(make(name, root))
 

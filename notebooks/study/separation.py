@@ -1,13 +1,15 @@
-"""Scale separation: the factors of an MSDS picture, and one number for who changes which."""
+"""Scale separation: the factors of an MSDS picture, who has and who changes which, and one number."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from study import statistics
+from rgflow_core.model import PictureModel
+from rgflow_core.pixels import from_logit
+from study import analysis, statistics
 from study.results import row
 
 
@@ -30,6 +32,58 @@ def split_factors(set_name: str, values: Tensor) -> dict[str, Tensor]:
         own["colour"] = own["colour"] - mean
     numbers = {f"global {shared}": mean.flatten(1)}
     return numbers | {f"local {name}": value.flatten(1) for name, value in own.items()}
+
+
+def probe(z: Tensor, known: dict[str, Tensor], seed: int = 0) -> dict[str, dict[str, float]]:
+    """R^2 of a ridge regression from latents (N, d) to factors (N, k), as :func:`statistics.bootstrap`.
+
+    Half of the pictures fit it, a quarter chooses the ridge, a quarter is held out.
+    """
+    x, n = z.double().numpy(), len(z)
+    fit, choose, test = slice(0, n // 2), slice(n // 2, 3 * n // 4), slice(3 * n // 4, n)
+    x = x - x[fit].mean(0)
+    s, u = np.linalg.eigh(x[fit] @ x[fit].T)
+    scores = {}
+    for factor, value in known.items():
+        y = value.double().numpy()
+        y = y - y[fit].mean(0)
+        weights = [x[fit].T @ (u / (s + 10.0**r) @ (u.T @ y[fit])) for r in range(-3, 6)]
+        best = min(weights, key=lambda w, y=y: ((y[choose] - x[choose] @ w) ** 2).sum())
+        residual = ((y[test] - x[test] @ best) ** 2).sum(1)
+        spread = ((y[test] - y[test].mean(0)) ** 2).sum(1)
+        both = np.stack((residual, spread), 1)
+        scores[factor] = statistics.bootstrap(both, lambda m: 1 - m[0] / m[1], seed=seed)
+    return scores
+
+
+@torch.no_grad()
+def intervene(
+    model: PictureModel,
+    images: Tensor,
+    read: Callable[[Tensor], dict[str, Tensor]],
+    seed: int = 0,
+) -> list[dict[str, Tensor]]:
+    """What changes when the latents of one level of pictures are drawn anew.
+
+    Args:
+        model: its flow has ``split`` and ``join``.
+        images: uint8 (N, C, L, L).
+        read: pictures in [0, 1] -> factor -> its values (N, k).
+        seed: of noise and new latents.
+
+    Returns:
+        Of each level: factor -> change (N,), in units of the mean difference of two pictures.
+    """
+    flow = model.flow.fold()
+    levels = flow.split(analysis.encode(model, images, seed))
+    fresh = flow.split(model.latents(len(images), seed=seed))
+    before, changes = read(from_logit(flow.inverse(flow.join(levels))[0])), []
+    unit = {k: (v - v.roll(1, 0)).abs().mean() for k, v in before.items()}
+    for h in range(len(levels)):
+        z = flow.join([*levels[:h], fresh[h], *levels[h + 1 :]])
+        after = read(from_logit(flow.inverse(z)[0]))
+        changes.append({k: (v - before[k]).abs().mean(1) / unit[k] for k, v in after.items()})
+    return changes
 
 
 def score(changes: list[dict[str, Tensor]]) -> dict[str, float]:

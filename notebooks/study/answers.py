@@ -1,0 +1,55 @@
+"""What notebooks 05 and 06 ask of a model, asked of any flow whose latents have levels."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rgflow_core import PictureModel, datasets, msds, pixels
+from study import analysis, factors, fields, separation
+
+
+def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000) -> list[list]:
+    """Rows (quantity, level, factor, value) of those notebooks: interventions, probes, receptive fields.
+
+    On a set without factors, the probes are for the class and there are no interventions.
+
+    Args:
+        model: its flow has ``split``, ``join``, ``fold`` and a config that builds a fresh one.
+        dataset: whose test pictures are taken.
+        root: of the repository.
+        pictures: for the probes; as many as in the default profile, as all else is in proportion.
+    """
+    data = datasets.load_split(dataset, "test", root / "data", pictures)
+    flow, rows, few = model.flow, [], data.images[: pictures // 20]
+    fresh = PictureModel(flow.config.build(), model.prior)
+    with torch.no_grad():
+        fresh.log_prob(few)  # an ActNorm starts from what it sees first
+    if dataset in msds.SETS:
+        known = separation.split_factors(dataset, factors.targets(data.labels))
+        net = factors.load(root / "weights" / "factors.safetensors")
+
+        def read(x: Tensor) -> dict[str, Tensor]:
+            return separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
+
+        for kind, one in (("trained", model), ("untrained", fresh)):
+            changes = separation.intervene(one, few, read)
+            rows.append(["separation", None, kind, separation.score(changes)["value"]])
+            if one is model:
+                rows += [
+                    ["intervention", h, factor, change.mean().item()]
+                    for h, level in enumerate(changes)
+                    for factor, change in level.items()
+                ]
+    else:
+        known = {"class": F.one_hot(torch.from_numpy(data.labels).long()).double()}
+    for quantity, one in (("probe", model), ("probe_untrained", fresh)):
+        for h, z in enumerate(flow.split(analysis.encode(one, data.images))):
+            scores = separation.probe(z.flatten(1), known)
+            rows += [[quantity, h, factor, score["value"]] for factor, score in scores.items()]
+    positions = fields.choose(flow, pictures // 125)
+    halves = fields.receptive_fields(model, positions, samples=pictures // 125 * 2)
+    for h, maps in enumerate(halves.mean(0)):
+        rows.append(["radius", h, "", fields.radius(maps).mean().item()])
+    return rows
