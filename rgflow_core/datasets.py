@@ -185,8 +185,7 @@ def _cifar10(split: str, root: Path, size: int, workers: int, progress: bool) ->
     return {"images": whole.data[_PARTS[split]]}
 
 
-DEBIAN = Path("/usr/share/datasets")
-"""Where packages dataset-... of Debian put their files."""
+DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-...
 
 
 def _mnist(name: str, package: str = "") -> Source:

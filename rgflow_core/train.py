@@ -227,11 +227,9 @@ def _optimizers(settings: Settings, model: PictureModel) -> list[torch.optim.Opt
     """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
     muon = settings.optimizer == "muon"
     square, rest = [], []
-    for (
-        p
-    ) in model.parameters():  # also of stacks of matrices (N, n, n); a filter has four dimensions
-        is_square = p.ndim in (2, 3) and p.shape[-2] == p.shape[-1]
-        (square if muon and is_square else rest).append(p)
+    for p in model.parameters():
+        is_matrix = p.ndim in (2, 3) and p.shape[-2] == p.shape[-1]  # or a stack of them
+        (square if muon and is_matrix else rest).append(p)
     decay, betas = settings.weight_decay, (0.9, settings.beta2)
     optimizers = [
         torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
