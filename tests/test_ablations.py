@@ -7,8 +7,8 @@ import torch
 from support import close, randomise
 
 from rgflow_core import train
-from rgflow_core.networks import SUBNETS, merge_parity, split_parity
-from study.ablations import ABLATIONS
+from rgflow_core.networks import SUBNETS, WeightNormLinear, merge_parity, split_parity
+from study.ablations import ABLATIONS, SUSPECTS
 
 
 def plain(subnet, name, half, is_odd):
@@ -59,6 +59,26 @@ def test_what_is_not_learned_or_not_there():
     assert counts.pop("shared_network") < 0.7 * counts["published"]
     assert len(set(counts.values())) == 1
     assert not any(p.requires_grad for p in nets["fixed_activation"].alphas.parameters())
+
+
+def test_the_suspects_change_what_they_say():
+    nets = {n: SUBNETS[n]((3, 4), (2, 8, 2), False) for n in ("published", *SUSPECTS)}
+    learned = {
+        n: sum(p.numel() for p in net.parameters() if p.requires_grad) for n, net in nets.items()
+    }
+    assert learned["own_halves"] == 2 * learned["published"] == 2 * learned["open_gain"]
+    gains = 2 * 2 * (8 + 8 + 48)  # of two blocks, S and T: rows of three matrices
+    assert learned["without_weight_norm"] == learned["published"] - gains
+    half = torch.randn(5, 24)
+    s, t = nets["open_gain"].prepare()(half, 0)
+    assert min(s.abs().mean(), t.abs().mean()) > 0.01, "the networks are heard from the start"
+    plain, normed = nets["without_weight_norm"], randomise(nets["published"])
+    plain.load_state_dict(normed.state_dict())
+    with torch.no_grad():
+        for linear in (m for m in normed.modules() if isinstance(m, WeightNormLinear)):
+            linear.weight_g.copy_(linear.weight_v.norm(dim=-1, keepdim=True))
+    for a, b in zip(plain.prepare()(half, 1), normed.prepare()(half, 1), strict=True):
+        close(a, b, 1e-5)
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

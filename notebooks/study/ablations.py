@@ -126,6 +126,7 @@ MODELS = {
 }
 # On the way from the published network to the lean models.
 MODELS["lean_paper_order"] = LEAN | {"order": "paper"}
+MODELS["published_open_gain"] = {"subnet": "open_gain"}
 # What was tried for the lean model of 8 x 8 blocks.
 MODELS |= {
     "lean8_code_order": LEAN8 | {"order": "code"},
