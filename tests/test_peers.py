@@ -127,8 +127,9 @@ def test_the_plan_is_of_settings_and_the_peers_are_tuned():
         if tried.keys() <= RECORDS.keys():
             bits = {n: RECORDS[n]["validation"][-1]["bpd"] for n in tried if "test" in RECORDS[n]}
             best = RECORDS[min(bits, key=bits.get)]["settings"]
-            used = train.Settings(**train.LEAN_RECIPE | PLAN[f"peer_{peer}_seed1"])
-            assert {k: best[k] for k in knobs} == {k: getattr(used, k) for k in knobs}, peer
+            for name in (f"peer_{peer}_seed1", f"minutes_{peer}_seed1"):
+                used = train.Settings(**train.LEAN_RECIPE | PLAN[name])
+                assert {k: best[k] for k in knobs} == {k: getattr(used, k) for k in knobs}, name
 
 
 @pytest.mark.parametrize("set_name", ["msds1", "fashion_mnist"])

@@ -68,7 +68,7 @@ def test_make(planned, monkeypatch, capsys):
         "changes": {"common": fields, "runs": {"change_bad": {"lr": 1e30}}},
     }
     write_json(planned / records.PLAN, plan)
-    peers = {"peers": {"peer_a": {}}, "tuning_glow": {"tuning_bad": {"lr": 1e30}}}
+    peers = {"peers_a": {"peer_a": {}}, "tuning_glow": {"tuning_bad": {"lr": 1e30}}}
     peers = {group: {"common": fields, "runs": runs} for group, runs in peers.items()}
     write_json(planned / records.PEERS, peers)
     whole = evaluate.datasets.load_split

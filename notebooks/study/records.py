@@ -32,6 +32,7 @@ LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
+ASKED = ("peers_", "fashion", "published")  # groups of PEERS asked what notebooks 05 and 06 ask
 BRIEF = ("tuning8", "tuning_glow", "tuning_realnvp", "tuning_flat", "slow", "steps")
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
@@ -112,7 +113,7 @@ def make(name: str, root: Path) -> Path:
     facts |= _judged(model, settings, test.images, folder, shipped)
     if group == "seeds":
         facts["latents"] = _latents(name, weights, root)
-    elif name in others and group not in BRIEF:
+    elif group.startswith(ASKED):
         facts["latents"] = answers.answers(model, settings.dataset, root)
         facts["speed"] = _speed(settings, test.images[:SUBSET])
     write_json(record, facts)
