@@ -380,8 +380,11 @@ class Run:
         self.record(val_bpd=valid["bpd"], val_stderr=valid["stderr"], seconds=took)
         self.history.append(valid | {"step": self.step, "images": self.step * self.batch_size})
         if not self.ranks.rank:
-            grid = self.model.sample(self.settings.img_samples, seed=self.settings.seed)
-            sample.write_grid(grid, self.folder / "samples" / f"epoch{epoch:03d}.png")
+            try:
+                grid = self.model.sample(self.settings.img_samples, seed=self.settings.seed)
+                sample.write_grid(grid, self.folder / "samples" / f"epoch{epoch:03d}.png")
+            except UserError as error:  # pictures that are not finite are no reason to stop
+                log.info(f"No samples of epoch {epoch}: {error}")
             self.save(f"rgflow_ep{epoch:03d}.pth")
             (self.folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
             self.prune()

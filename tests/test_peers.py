@@ -99,6 +99,17 @@ def test_our_loop_trains_and_goes_on_and_our_files_hold_it(kind, tmp_path):
     assert best < 8.4
 
 
+def test_a_flow_whose_samples_explode_is_trained_all_the_same(tmp_path, monkeypatch, capsys):
+    def explode(self: PictureModel, *_: object, **__: object) -> None:
+        raise UserError("not finite")
+
+    monkeypatch.setattr(PictureModel, "sample", explode)
+    settings = replace(RUN, model="small_glow", image_size=32, epochs=1)
+    assert train.train(settings, tmp_path / "run", progress=False).exists()
+    assert "No samples of epoch 1: not finite" in capsys.readouterr().out
+    assert not [*(tmp_path / "run" / "samples").glob("*")]
+
+
 def test_muon_takes_the_hidden_matrices_and_no_triangle():
     for kind in ("glow", "realnvp"):
         run = train.Run(
@@ -155,6 +166,11 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
         assert values["probe", 0, "global colour"] > 0.8, "its finest latents are pixels"
     else:
         assert values["probe", 0, "class"] > values["probe", 3, "class"]
+    inverse = RGFlow.inverse
+    monkeypatch.setattr(RGFlow, "inverse", lambda flow, z: (inverse(flow, z)[0] * torch.nan, None))
+    rows = answers.answers(model, set_name, ROOT, pictures=250)
+    of_generated = {"intervention", "separation", "radius"}
+    assert all((value is None) == (quantity in of_generated) for quantity, *_, value in rows)
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else():

@@ -1,5 +1,6 @@
 """What notebooks 05 and 06 ask of a model, asked of any flow whose latents have levels."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from study import analysis, factors, fields, separation
 def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000) -> list[list]:
     """Rows (quantity, level, factor, value) of those notebooks: interventions, probes, receptive fields.
 
-    On a set without factors, the probes are for the class and there are no interventions.
+    On a set without factors, the probes are for the class and there are no interventions. A value is
+    ``None`` where generated pictures are not finite.
 
     Args:
         model: its flow has ``split``, ``join``, ``fold`` and a config that builds a fresh one.
@@ -31,7 +33,9 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
         net = factors.load(root / "weights" / "factors.safetensors")
 
         def read(x: Tensor) -> dict[str, Tensor]:
-            return separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
+            finite = x.isfinite().all(-1).all(-1).all(-1)[:, None]
+            values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
+            return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
 
         for kind, one in (("trained", model), ("untrained", fresh)):
             changes = separation.intervene(one, few, read)
@@ -52,4 +56,4 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     halves = fields.receptive_fields(model, positions, samples=pictures // 125 * 2)
     for h, maps in enumerate(halves.mean(0)):
         rows.append(["radius", h, "", fields.radius(maps).mean().item()])
-    return rows
+    return [[*asked, value if math.isfinite(value) else None] for *asked, value in rows]
