@@ -72,7 +72,7 @@ $(R)/report.html: $(R)/07_figures.ipynb notebooks/study/page.py $(wildcard noteb
 
 # Only the default profile writes to figures/ and README.
 figures/results.json: $(R)/report.html
-	@rm -f figures/fig* figures/report.* && cp $(R)/figures/fig* $(R)/report.* figures/
+	@rm -f figures/fig* figures/report.* && cp $(FIGURES:%=$(R)/%) $(R)/report.* figures/
 	@$(PYTHON) -m study.results collect $(R)/results figures && $(PYTHON) -m study.report findings claims
 ENDS_study := $(R)/01_data.ipynb
 ENDS_default := figures/results.json
