@@ -87,20 +87,22 @@ endif
 reference: $(SETUP)  ## Make the numbers of figures/results.csv the reference
 	$(PYTHON) -m study.results reference figures
 ALLCORES := OMP_NUM_THREADS=$(CORES) $(PYTHON)
+# What is small gains nothing from more threads, which would wait for each other on a busy machine.
+ONE := OMP_NUM_THREADS=1 $(PYTHON)
 bench: $(SETUP)  ## Measure speed against the published way; fills figures/A1_benchmarks.csv
 	rm -rf runs/bench && $(ALLCORES) -m study.run A1_benchmarks --profile bench
 	cp runs/bench/results/A1_benchmarks.{csv,json} figures/ && $(PYTHON) -m study.report speed
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
-	$(ALLCORES) -m pytest tests
-	rm -rf runs/notebooks && $(ALLCORES) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=36000 \
+	$(ONE) -m pytest tests
+	rm -rf runs/notebooks && $(ONE) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=36000 \
 		--nbval-kernel-startup-timeout=600 notebooks
 test-browser: $(SETUP)  ## Move the explorer's sliders in headless Chromium
 	type chromium chromedriver >/dev/null && $(ALLCORES) -m pytest tests/test_browser.py -m browser -s
 test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
 	$(PYTHON) -m pytest tests/faults --faults figures/faults.json && $(PYTHON) -m study.report faults
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
-	rm -rf runs/notebooks && $(ALLCORES) -m nbconvert --to notebook --execute --inplace --log-level WARN \
+	rm -rf runs/notebooks && $(ONE) -m nbconvert --to notebook --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 lab: $(SETUP)  ## Open JupyterLab
 	$(PYTHON) -m jupyterlab notebooks

@@ -267,19 +267,14 @@ def curves(table: pd.DataFrame) -> Drawing:
     end = {"fmt": "*", "mfc": "white", "ms": 7, "zorder": 3, "label": "test split, at the end"}
     for axis, (set_name, models) in zip(axes[0], sets.items(), strict=True):
         for name, look in (models | {f"{set_name}_{k}": v for k, v in OTHERS.items()}).items():
-            rows = shown("validation", model=name)
+            if not len(rows := shown("validation", model=name)):
+                continue
             rows = rows.assign(at=rows["at"].astype(float) / 1000)
             _line(axis, "at", rows, **look)
             tested = shown("bpd", model=name, at="test")
             _points(axis, [rows["at"].max()] * len(tested), tested, color="black", **end)
-        limits = {
-            "IGF23: test split, both priors, after 5.4 million": shown(
-                "published_bpd", model=set_name
-            )
-        }
-        limits["entropy of the pictures (estimate)"] = shown(
-            "entropy", model=set_name, factor="bpd"
-        )
+        limits = {"IGF23, test split": shown("published_bpd", model=set_name)}
+        limits["entropy (estimate)"] = shown("entropy", model=set_name, factor="bpd")
         for text, rows in limits.items():
             for value in rows["value"]:
                 axis.axhline(value, color="black", lw=0.6, zorder=0)
@@ -350,8 +345,8 @@ def bits(table: pd.DataFrame) -> Drawing:
         middle.set(xlim=(-0.5, 1.5), ylim=(0, None), xticks=range(2), xticklabels=places)
         middle.grid(axis="y")
         right.grid(axis="x")
-    for axis in axes[1:, 1]:
-        axis.sharey(axes[0, 1])
+    for axis in axes[:, 1]:
+        axis.set_ylim(0, max(other.get_ylim()[1] for other in axes[:, 1]))
     axes[0, 0].set_title("added by each level,\nwithout bytes and logit")
     axes[0, 1].set_title("of each place,\nper value there")
     axes[0, 2].set_title("Laplace less Gaussian,\nper dimension")
