@@ -95,7 +95,7 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/A1_be
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
 	$(ONE) -m pytest tests
-	rm -rf runs/notebooks && $(ONE) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=36000 \
+	rm -rf runs/notebooks && $(ONE) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=3600 \
 		--nbval-kernel-startup-timeout=600 notebooks
 test-browser: $(SETUP)  ## Move the explorer's sliders in headless Chromium
 	type chromium chromedriver >/dev/null && $(ALLCORES) -m pytest tests/test_browser.py -m browser -s
@@ -103,7 +103,7 @@ test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fil
 	$(PYTHON) -m pytest tests/faults --faults figures/faults.json && $(PYTHON) -m study.report faults
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks && $(ONE) -m nbconvert --to notebook --execute --inplace --log-level WARN \
-		--ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.startup_timeout=600 notebooks/*.ipynb
 lab: $(SETUP)  ## Open JupyterLab
 	$(PYTHON) -m jupyterlab notebooks
 clean:  ## Remove the profile's run folder (PROFILE=default)

@@ -169,7 +169,8 @@ def _celeba(system: str) -> Source:
 
 
 # Validation is the end of the training set.
-_PARTS = {"train": slice(0, -5000), "val": slice(-5000, None), "test": slice(None)}
+HOLDOUT = 5000
+_PARTS = {"train": slice(0, -HOLDOUT), "val": slice(-HOLDOUT, None), "test": slice(None)}
 
 
 def _cifar10(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
@@ -203,12 +204,15 @@ def _mnist(name: str, package: str = "") -> Source:
             with files.refusing_damage(path, "an IDX file"):
                 data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
                 shape = np.frombuffer(data, ">i4", dims, 4)
-                arrays[what] = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+                array = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+                arrays[what] = array.copy()  # that of a file's bytes cannot be written to
+                if len({len(a) for a in arrays.values()}) > 1:
+                    raise ValueError("as many labels as pictures belong in it")
         arrays["images"] = np.pad(arrays["images"], ((0, 0), (2, 2), (2, 2)))[..., None]
         return {what: array[_PARTS[split]] for what, array in arrays.items()}
 
     # A boot's toe points to the left, and a mirrored figure is another one.
-    facts = {"holdout": 5000, "labels": True}
+    facts = {"holdout": HOLDOUT, "labels": True}
     return Source(make, lambda root: facts, name.lower(), channels=1, flip=False)
 
 
@@ -252,7 +256,7 @@ SOURCES: dict[str, Source] = {
     "msds2": _msds("msds2"),
     "celeba": _celeba("igf23"),
     "celeba_authors": _celeba("authors"),
-    "cifar10": Source(_cifar10, lambda root: {"holdout": 5000}, "cifar10"),
+    "cifar10": Source(_cifar10, lambda root: {"holdout": HOLDOUT}, "cifar10"),
     "mnist": _mnist("MNIST"),
     "fashion_mnist": _mnist("FashionMNIST", "fashion-mnist"),
     "folder": folder(),

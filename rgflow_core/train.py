@@ -296,6 +296,9 @@ class Run:
             self._compare(state, path)
             checkpoints.check_finite(state["model"], path)
             checkpoints.fill(self.model, state["model"])
+            groups = [[len(g["params"]) for g in o["param_groups"]] for o in state["optim"]]
+            if groups != [[len(g["params"]) for g in o.param_groups] for o in self.optimizers]:
+                raise UserError(f"{path}: optimised in another way by another version; start anew")
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])

@@ -31,8 +31,8 @@ SUBSET = 500
 LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
-# Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 ASKED = ("peers_", "fashion", "published")  # groups of PEERS asked what notebooks 05 and 06 ask
+# Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 BRIEF = ("tuning8", "tuning_glow", "tuning_realnvp", "tuning_flat", "slow", "steps")
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
@@ -85,7 +85,7 @@ def make(name: str, root: Path) -> Path:
         return record
     runs, group = plan(root) | (others := plan(root, path=PEERS)), group_of(root, name)
     if group is None:
-        raise UserError(f"{name} is not a run of {PLAN}; without a name they are listed")
+        raise UserError(f"{name} is not a run of {PLAN} or {PEERS}; without a name they are listed")
     if name in others:
         from study import peers  # noqa: F401  their library is an extra
 
