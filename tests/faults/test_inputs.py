@@ -65,7 +65,7 @@ COMMANDS = [
     (sample, [W, "--out=x.jpg"], "--out .png x.jpg"),
     (sample, [W, "--out=precious"], "precious exists"),
     (sample, [W, "--out=precious/x.png"], "precious file folder"),
-    (records, ["nonsense"], "nonsense not a run msds1_laplace"),
+    (records, ["nonsense"], "nonsense not a run data/runs.json"),
     (results, ["look", "x"], "look collect check reference"),
     (results, ["check", "none"], "none"),
     (run, ["01_nothing"], "01_nothing"),
