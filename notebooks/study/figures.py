@@ -345,8 +345,9 @@ def bits(table: pd.DataFrame) -> Drawing:
         middle.set(xlim=(-0.5, 1.5), ylim=(0, None), xticks=range(2), xticklabels=places)
         middle.grid(axis="y")
         right.grid(axis="x")
+    top = max(axis.get_ylim()[1] for axis in axes[:, 1])
     for axis in axes[:, 1]:
-        axis.set_ylim(0, max(other.get_ylim()[1] for other in axes[:, 1]))
+        axis.set_ylim(0, top)
     axes[0, 0].set_title("added by each level,\nwithout bytes and logit")
     axes[0, 1].set_title("of each place,\nper value there")
     axes[0, 2].set_title("Laplace less Gaussian,\nper dimension")
