@@ -7,14 +7,11 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import grad
 
 from rgflow_core import RGFlow, RGFlowConfig, cli
 from rgflow_core.errors import UserError
@@ -22,292 +19,181 @@ from rgflow_core.files import provenance, write_json
 from rgflow_core.muon import Muon
 from study import fields, records, results
 
-PLAN, FOLDER = "data/lattice.json", "lattice"
+PLAN, FOLDER = "data/lattice.json", f"{records.FOLDER}/lattice"
 SIZES = {"channels": 1, "subnet": "lean", "coupling": "nlsq", "res_blocks": 1, "mlp_depth": 2}
 
 
-@dataclass(frozen=True)
-class Action:
-    """S = sum_k M_k |phi_k|^2 + sum_x V(phi_x) of fields (B, 1, L, L), phi_k as :func:`power` has it.
-
-    ``spectrum`` is M (L, L); ``log_z`` the log of the integral of exp(-S), where it is known.
-    """
-
-    spectrum: Tensor
-    potential: Callable[[Tensor], Tensor]
-    log_z: float | None = None
-
-    def __call__(self, phi: Tensor) -> Tensor:
-        return (self.spectrum.to(phi.dtype) * power(phi) + self.potential(phi)).sum((1, 2, 3))
-
-
-def power(phi: Tensor) -> Tensor:
-    """|phi_k|^2 of the unitary Fourier transform; its mean in the free field is 1 / (2 M_k)."""
-    return torch.view_as_real(torch.fft.fft2(phi, norm="ortho")).square().sum(-1)
-
-
-def laplacian(edge: int) -> Tensor:
-    """Sum over both directions of 4 sin^2(k / 2), (L, L)."""
-    line = 4 * torch.sin(torch.pi * torch.arange(edge, dtype=torch.float64) / edge).square()
-    return line[:, None] + line
-
-
-def scalar(edge: int, mass2: float, coupling: float = 0.0) -> Action:
+def scalar(phi: Tensor, mass2: float, coupling: float = 0.0) -> Tensor:
     """Sum of m^2 phi^2 + lambda phi^4 + sum_mu (phi(x + mu) - phi(x))^2, without halves."""
-    spectrum = mass2 + laplacian(edge)
-    log_z = None if coupling else (torch.pi / spectrum).log().sum().item() / 2
-    return Action(spectrum, lambda phi: coupling * phi**4, log_z)
+    bonds = sum((phi.roll(-1, direction) - phi).square() for direction in (-2, -1))
+    return (mass2 * phi**2 + coupling * phi**4 + bonds).sum((1, 2, 3))
 
 
-def ising_log_z(edge: int, beta: float) -> float:
-    """log Z of the Ising model by its transfer matrix, 2^L by 2^L."""
-    spins = 1.0 - 2 * (torch.arange(2**edge)[:, None] >> torch.arange(edge) & 1).double()
-    own = (spins * spins.roll(1, 1)).sum(1)
-    exponent = beta * (spins @ spins.T + (own[:, None] + own) / 2)
-    values = torch.linalg.eigvalsh(torch.exp(exponent - exponent.max()))
-    return edge * exponent.max().item() + values.pow(edge).sum().log().item()
+def ising(phi: Tensor, beta: float = math.log1p(math.sqrt(2)) / 2) -> Tensor:
+    """x^T A^-1 x / 2 - sum log cosh x: the Ising model, at T_c, as a field (arXiv:1802.02840).
 
-
-def ising(edge: int, beta: float = math.log1p(math.sqrt(2)) / 2) -> Action:
-    """x^T A^-1 x / 2 - sum log cosh x, the Ising model, at T_c, as a field (Li and Wang 2018).
-
-    A = K + a with K the couplings, a = 0.1 less the smallest eigenvalue of K: the sum over spins s
-    of exp(s x - x^T A^-1 x / 2). Source: arXiv:1802.02840.
+    A = K + a with K the couplings, a = 0.1 less the smallest eigenvalue of K.
     """
-    shift = 0.1 + 4 * beta
-    spectrum = beta * (4 - laplacian(edge)) + shift
-    log_z = ising_log_z(edge, beta) + spectrum.log().sum().item() / 2
-    log_z -= edge**2 / 2 * (math.log(2 / math.pi) - shift)
+    cosine = torch.cos(2 * torch.pi * torch.arange(phi.shape[-1]).to(phi) / phi.shape[-1])
+    spectrum = 2 * beta * (cosine[:, None] + cosine) + 4 * beta + 0.1
+    power = torch.fft.fft2(phi, norm="ortho").abs().square()
+    log_cosh = torch.logaddexp(phi, -phi) - math.log(2)
+    return (power / (2 * spectrum) - log_cosh).sum((1, 2, 3))
 
-    def potential(phi: Tensor) -> Tensor:
-        return math.log(2) - phi.abs() - F.softplus(-2 * phi.abs())
 
-    return Action(1 / (2 * spectrum), potential, log_z)
+def observables(phi: Tensor) -> Tensor:
+    """Power at k = 0 (the susceptibility) and at the next k, two-point function at 0 ... L/2."""
+    power = torch.fft.fft2(phi[:, 0], norm="ortho").abs().square()
+    line = torch.fft.ifft((power.mean(1) + power.mean(2)) / 2).real[:, : phi.shape[-1] // 2 + 1]
+    return torch.cat((power[:, :1, 0], (power[:, :1, 1] + power[:, 1, :1]) / 2, line), 1)
 
 
 def network(edge: int, model: str, layers: int, hidden: int) -> RGFlow:
-    """An RG-Flow ("flow"), one of levels with the same weights ("tied"), or a RealNVP ("plain").
-
-    The last has one level, whose block is the whole lattice.
-    """
-    kernel = edge if model == "plain" else 4
-    sizes = {"coupling_layers": layers, "hidden": hidden} | SIZES
-    flow = RGFlow(RGFlowConfig(image_size=edge, kernel=kernel, **sizes))
+    """RG-Flow, "flow" or "tied" (all levels have the same weights), or "plain": a block, a RealNVP."""
+    sizes = SIZES | {"kernel": edge if model == "plain" else 4}
+    flow = RGFlow(RGFlowConfig(image_size=edge, coupling_layers=layers, hidden=hidden, **sizes))
     if model == "tied":
         flow.levels = torch.nn.ModuleList([flow.levels[0]] * len(flow.levels))
     return flow
 
 
-def log_density(flow: RGFlow, phi: Tensor, weights: dict | None = None) -> Tensor:
+def log_density(flow: RGFlow, phi: Tensor) -> Tensor:
     """log of the symmetrised density (q(phi) + q(-phi)) / 2, (B,)."""
-    both = (torch.cat((phi, -phi)),)
-    # Tied levels are one module: torch would put its weights back twice, the second time wrongly.
-    z, log_det = functional_call(flow, weights or {}, both, tie_weights=False)
+    z, log_det = flow(torch.cat((phi, -phi)))
     log_q = log_det - (z.square().sum((1, 2, 3)) + flow.config.dim * math.log(2 * math.pi)) / 2
     return torch.logaddexp(*log_q.chunk(2)) - math.log(2)
 
 
-def train(flow: RGFlow, action: Action, steps: int, batch: int, seed: int = 0) -> None:
-    """Minimise the reverse KL, E_q[log q + S], by path gradients.
-
-    They hold the weights in log q fixed: what that leaves out has mean zero, and the noise of the
-    rest goes to zero with the divergence (Roeder et al. 2017, arXiv:1703.09194).
-    """
+def train(flow: RGFlow, action: Callable, steps: int, batch: int, seed: int = 0) -> None:
+    """Minimise the reverse KL, E_q[log q + S], by path gradients (arXiv:1703.09194)."""
+    square = [p for p in flow.parameters() if p.shape[:1] == p.shape[1:]]
+    rest = [p for p in flow.parameters() if p.shape[:1] != p.shape[1:]]
+    peaks = {torch.optim.Adam(rest, betas=(0.9, 0.99)): 3e-3, Muon(square, lr=0.02): 0.02}
     generator = torch.Generator().manual_seed(seed)
-    square, rest = [], []
-    for p in flow.parameters():
-        (square if p.ndim == 2 and p.shape[0] == p.shape[1] else rest).append(p)
-    optimizers = [torch.optim.Adam(rest, lr=3e-3, betas=(0.9, 0.99)), Muon(square, lr=0.02)]
-
-    def rate(step: int) -> float:
-        return min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
-
-    schedules = [torch.optim.lr_scheduler.LambdaLR(o, rate) for o in optimizers]
-    for _ in range(steps):
+    for step in range(steps):
         phi, _ = flow.inverse(torch.randn(batch, *flow.config.shape, generator=generator))
-        fixed = {name: p.detach() for name, p in flow.named_parameters()}
-        loss = (log_density(flow, phi, fixed) + action(phi)).mean()
+        flow.requires_grad_(False)  # log q depends on the weights by phi alone
+        loss = (log_density(flow, phi) + action(phi)).mean()
+        flow.requires_grad_(True)
         if not loss.isfinite():
             raise UserError(f"the training diverged: its loss is {loss.item()}")
         flow.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([*square, *rest], 10.0)
-        for each in (*optimizers, *schedules):
-            each.step()
+        torch.nn.utils.clip_grad_norm_(flow.parameters(), 10.0)
+        rate = min(1, (step + 1) / 50) * (1 + math.cos(math.pi * step / steps)) / 2
+        for optimizer, peak in peaks.items():
+            optimizer.param_groups[0]["lr"] = peak * rate
+            optimizer.step()
 
 
-def jackknife(function: Callable[[Tensor], Tensor], groups: Tensor) -> list:
+def estimates(samples: Tensor, edge: int) -> Tensor:
+    """From log-weights and, beside them, :func:`observables` and others (N, 1 + K), to (5 + K,):
+
+    effective sample size over N, acceptance (min(1, w' / w) of all pairs, weighted by w), log Z and
+    its lower bound, second-moment correlation length over L, and weighted means.
+    """
+    log_w, n = samples[:, 0], len(samples)
+    w = log_w.softmax(0)
+    accepted = w.sort().values @ torch.arange(2 * n - 1, 0, -2, dtype=w.dtype) / n
+    ess, log_z, means = 1 / (n * w.square().sum()), log_w.logsumexp(0) - math.log(n), w @ samples
+    length = (means[1] / means[2] - 1).clamp_min(0).sqrt() / (2 * math.sin(math.pi / edge))
+    return torch.stack((ess, accepted, log_z, log_w.mean(), length / edge, *means[1:]))
+
+
+def jackknife(function: Callable, groups: Tensor) -> list:
     """[value, standard error] of a function of samples (N, K), from independent groups (G, n, K)."""
     left = [torch.cat((groups[:g], groups[g + 1 :])).flatten(0, 1) for g in range(len(groups))]
-    spread = torch.stack([function(samples) for samples in left]).std(0, correction=0)
-    both = function(groups.flatten(0, 1)), spread * math.sqrt(len(groups) - 1)
-    return torch.stack(both, -1).tolist()
+    error = torch.stack([function(x) for x in left]).std(0, correction=0) * (len(left) - 1) ** 0.5
+    return torch.stack((function(groups.flatten(0, 1)), error), -1).tolist()
 
 
-def observables(phi: Tensor) -> Tensor:
-    """Power at k = 0 (the susceptibility) and at the next k, two-point function at 0 ... L/2."""
-    power_k, half = power(phi)[:, 0], phi.shape[-1] // 2
-    line = torch.fft.ifft((power_k.mean(1) + power_k.mean(2)) / 2).real[:, : half + 1]
-    return torch.cat((power_k[:, :1, 0], (power_k[:, :1, 1] + power_k[:, 1, :1]) / 2, line), 1)
-
-
-def with_length(means: Tensor) -> Tensor:
-    """Means of :func:`observables`, and before them the second-moment correlation length over L."""
-    edge = 2 * (len(means) - 3)
-    length = (means[:1] / means[1] - 1).clamp_min(0).sqrt() / (2 * math.sin(math.pi / edge))
-    return torch.cat((length / edge, means))
-
-
-def weighted(samples: Tensor) -> Tensor:
-    """Means (K,) of values (N, K) whose log-weights are the first column of ``samples``."""
-    return samples[:, 0].softmax(0) @ samples[:, 1:]
-
-
-def scores(log_w: Tensor) -> Tensor:
-    """Effective sample size over N, acceptance, log Z and its lower bound from log-weights (N, 1).
-
-    Acceptance is that of Metropolis with independent proposals in equilibrium: min(1, w' / w),
-    the mean over all pairs, weighted by w.
-    """
-    log_w = log_w[:, 0].sort().values
-    w, twice = torch.exp(log_w - log_w[-1]), torch.arange(2 * len(log_w) - 1, 0, -2)
-    accepted = (w * twice).sum() / (len(w) * w.sum())
-    ess, log_z = w.mean().square() / w.square().mean(), log_w[-1] + w.mean().log()
-    return torch.stack((ess, accepted, log_z, log_w.mean()))
-
-
-def correlation_time(series: Tensor) -> float:
-    """Integrated autocorrelation time of chains (T, C): 1/2 + the sum of rho(t) up to W.
-
-    W is the first that is at least five times that sum (Madras and Sokal 1988).
-    """
-    x, times = series - series.mean(), len(series)
-    spectrum = torch.view_as_real(torch.fft.rfft(x, 2 * times, 0)).square().sum(-1)
-    covariance = torch.fft.irfft(spectrum, dim=0)[:times].mean(1) / torch.arange(times, 0, -1)
-    sums = (covariance / covariance[0]).cumsum(0) - 0.5
-    return sums[torch.nonzero(torch.arange(times) >= 5 * sums)[0]].item()
-
-
-def chain(action: Action, chains: int, steps: int, seed: int, size: float = 0.1) -> dict:
+def chain(action: Callable, edge: int, chains: int, steps: int, seed: int) -> dict:
     """Hybrid Monte Carlo without the first tenth of its steps; the errors are between chains.
 
-    A step is 1 to 16 leaps of a ``size``: were it always as many, a mode that just turns over in
-    that time would never move.
+    A step is 1 to 16 leaps: always as many, and a mode that just turns over in that time would
+    never move. ``times`` are tau of var(mean of T values) = 2 tau / T var(value), by the chains.
     """
     generator = torch.Generator().manual_seed(seed)
-    normal = partial(torch.randn, generator=generator, dtype=torch.float64)
-    shape = (chains, 1, *action.spectrum.shape)
-
-    def energy(phi: Tensor, momentum: Tensor) -> Tensor:
-        return action(phi) + momentum.square().sum((1, 2, 3)) / 2
-
-    def force(phi: Tensor) -> Tensor:
-        phi = phi.detach().requires_grad_()
-        return -torch.autograd.grad(action(phi).sum(), phi)[0]
-
-    phi, kept, accepted = normal(shape) / 2, [], 0.0
+    normal = partial(torch.randn, chains, 1, edge, edge, generator=generator, dtype=torch.float64)
+    slope, size = grad(lambda phi: action(phi).sum()), 0.1
+    phi, kept, accepted = normal() / 2, [], 0.0
     for _ in range(steps):
-        new, start = phi, normal(shape)
-        momentum = start + size / 2 * force(new)
+        new, start = phi, normal()
+        momentum = start - size / 2 * slope(new)
         for leap in reversed(range(torch.randint(1, 17, (), generator=generator))):
             new = new + size * momentum
-            momentum = momentum + size * force(new) / (1 if leap else 2)
-        ratio = torch.exp(energy(phi, start) - energy(new, momentum))
-        accept = torch.rand(chains, generator=generator, dtype=torch.float64) < ratio
+            momentum = momentum - size * slope(new) / (1 if leap else 2)
+        gain = action(new) - action(phi) + (momentum**2 - start**2).sum((1, 2, 3)) / 2
+        accept = torch.rand(chains, generator=generator, dtype=torch.float64) < torch.exp(-gain)
         phi = torch.where(accept[:, None, None, None], new, phi)
         kept.append(observables(phi))
         accepted += accept.double().mean().item() / steps
     values = torch.stack(kept[steps // 10 :])
-    times = [correlation_time(values[..., k]) for k in range(values.shape[-1])]
-    means = jackknife(lambda x: with_length(x.mean(0)), values.mean(0)[:, None])
-    return {"observables": means, "times": times, "accepted": accepted}
+    means = torch.cat((torch.zeros(chains, 1), values.mean(0)), 1)[:, None]  # equal weights
+    times = len(values) / 2 * values.mean(0).var(0) / values.flatten(0, 1).var(0)
+    found = jackknife(partial(estimates, edge=edge), means)[4:]
+    return {"observables": found, "times": times.tolist(), "accepted": accepted}
 
 
 @torch.no_grad()
-def evaluate(flow: RGFlow, action: Action, groups: int, seed: int) -> dict:
-    """What groups of 256 samples of a float64 flow say, each number with its error.
+def evaluate(flow: RGFlow, action: Callable, groups: int, seed: int) -> dict:
+    """What groups of 256 samples of a float64 flow say, with errors, and what its levels hold.
 
-    ``scores``; weighted ``observables``; of each level's ``latents``, the weighted variance and
-    correlation of neighbours; and of the flow's own fields <phi(x) phi(x + 1)> by column, mod 4.
+    ``scores`` and weighted ``observables``; ``latents``, of each level the weighted variance and
+    correlation of neighbours; ``bonds``, <phi(x) phi(x + 1)> without weights by column, mod 4;
+    ``share``, of each level the part of the variances of mean field and gradient energy that goes
+    when its latents are drawn anew (total Sobol index); ``radius`` of its receptive fields.
     """
-    generator, columns = torch.Generator().manual_seed(seed), []
-    for _ in range(groups):
-        z = torch.randn(256, *flow.config.shape, generator=generator, dtype=torch.float64)
-        phi, _ = flow.inverse(z)
-        levels = [x.flatten(1, -3) for x in flow.split(z)]
-        pairs = [(x * y).mean((1, 2, 3)) for x in levels for y in (x, x.roll(1, -1))]
-        bonds = (phi * phi.roll(-1, -1)).mean((1, 2)).unflatten(1, (-1, 4)).mean(1)
+    shape, generator = (groups, 256, *flow.config.shape), torch.Generator().manual_seed(seed)
+    weighted, bonds, redrawn = [], [], []
+    for z in map(flow.split, torch.randn(shape, generator=generator, dtype=torch.float64)):
+        mixed = [z, *([x.roll(1, 0) if x is level else x for x in z] for level in z)]
+        phi, *others = (flow.inverse(flow.join(latents))[0] for latents in mixed)
         log_w = -action(phi) - log_density(flow, phi)
-        columns.append((log_w[:, None], observables(phi), torch.stack(pairs, 1), bonds))
-    log_w, seen, pairs, bonds = map(torch.stack, zip(*columns, strict=True))
+        pairs = [(x * y).flatten(1).mean(1) for x in z for y in (x, x.roll(1, -1))]
+        weighted.append(torch.cat((log_w[:, None], observables(phi), torch.stack(pairs, 1)), 1))
+        bonds.append((phi * phi.roll(-1, -1)).mean((1, 2)).unflatten(1, (-1, 4)).mean(1))
+        both = [torch.stack((x.mean((1, 2, 3)), scalar(x, 0.0)), 1) for x in (phi, *others)]
+        redrawn.append(torch.stack(both))
+    found = jackknife(partial(estimates, edge=phi.shape[-1]), torch.stack(weighted))
+    old, *new = torch.cat(redrawn, 1)
+    share = [((x - old).square().mean(0) / (2 * old.var(0))).tolist() for x in new]
+    positions = fields.choose(flow, 8, seed).flatten(0, 1)
+    changes = fields.differences(lambda z: flow.inverse(z)[0], flow.join(z)[:16], positions)
+    radius = fields.radius(torch.stack([change.abs().mean(0).sum(0) for change in changes]))
     return {
-        "scores": jackknife(scores, log_w),
-        "observables": jackknife(lambda x: with_length(weighted(x)), torch.cat((log_w, seen), -1)),
-        "latents": jackknife(weighted, torch.cat((log_w, pairs), -1)),
-        "bonds": jackknife(lambda x: x.mean(0), bonds),
-    }
-
-
-@torch.no_grad()
-def content(flow: RGFlow, seed: int, samples: int = 4096) -> dict:
-    """What the levels of a float64 flow hold, finest first.
-
-    ``share`` of the variance of the mean field, and of its gradient's energy, that goes when the
-    level's latents are drawn anew (total Sobol indices); ``radius`` of receptive fields.
-    """
-    shape, generator = (2, samples, *flow.config.shape), torch.Generator().manual_seed(seed)
-    one, two = torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    def measured(z: Tensor) -> Tensor:
-        phi, _ = flow.inverse(z)
-        energy = sum((phi - phi.roll(1, d)).square() for d in (-1, -2))
-        return torch.stack((phi.mean((1, 2, 3)), energy.mean((1, 2, 3))), 1)
-
-    base, old, new = measured(one), flow.split(one), flow.split(two)
-    mixed = [flow.join([*old[:h], new[h], *old[h + 1 :]]) for h in range(len(old))]
-    share = [(measured(z) - base).square().mean(0) / (2 * base.var(0)) for z in mixed]
-    positions = fields.choose(flow, 8, seed)
-    changes = fields.differences(lambda z: flow.inverse(z)[0], one[:16], positions.flatten(0, 1))
-    maps = torch.stack([change.abs().mean(0).sum(0) for change in changes])
-    radius = fields.radius(maps).unflatten(0, (-1, 8)).mean(1)
-    return {"share": torch.stack(share).tolist(), "radius": radius.tolist()}
+        "scores": found[:4], "observables": found[4 : -2 * len(z)], "latents": found[-2 * len(z) :],
+        "bonds": jackknife(lambda x: x.mean(0), torch.stack(bonds)), "share": share,
+        "radius": radius.unflatten(0, (-1, 8)).mean(1).tolist(),
+    }  # fmt: skip
 
 
 def measure(edge: int, seed: int, mass2: float | None = None, coupling: float = 0.0, **run) -> dict:
     """A run of the plan: a chain, or a flow's training; without ``mass2`` the action is Ising's."""
-    action = ising(edge) if mass2 is None else scalar(edge, mass2, coupling)
+    action = ising if mass2 is None else partial(scalar, mass2=mass2, coupling=coupling)
     if "chains" in run:
-        return chain(action, seed=seed, **run)
+        return chain(action, edge, seed=seed, **run)
     torch.manual_seed(seed)
     flow = network(edge, run["model"], run["layers"], run["hidden"])
     train(flow, action, run["steps"], run["batch"], seed)
-    facts = {"parameters": sum(p.numel() for p in flow.parameters()), "log_z": action.log_z}
-    flow = flow.double()
-    return facts | evaluate(flow, action, run["groups"], seed) | content(flow, seed)
-
-
-def make(name: str, root: Path) -> Path:
-    """Make a run's record, if there is none; :class:`UserError` if it is not in the plan."""
-    path, plan = root / records.FOLDER / FOLDER / f"{name}.json", records.plan(root, path=PLAN)
-    if name not in plan:
-        raise UserError(f"{name} is not a run of {PLAN}; those are: {', '.join(plan)}")
-    if not path.exists():
-        start, run = time.process_time(), plan[name]
-        facts = {"name": name, "settings": run} | measure(**run)
-        seconds = time.process_time() - start
-        write_json(path, facts | {"seconds": seconds} | provenance(seed=run["seed"]))
-    return path
+    return evaluate(flow.double(), action, run["groups"], seed)
 
 
 def main() -> None:
     parser = cli.Parser("Make records of the runs on lattice fields, or list those without one.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
-    names, root = parser.parse_args().names, results.root()
+    names, plan = parser.parse_args().names, records.plan(results.root(), path=PLAN)
+    paths = {name: results.root() / FOLDER / f"{name}.json" for name in plan}
+    left = {name: path for name, path in paths.items() if not path.exists()}
     if not names:
-        left = records.plan(root, path=PLAN)
-        print(*(n for n in left if not records.read(root, [f"{FOLDER}/{n}"])), sep="\n")
+        print(*left, sep="\n")
     for name in names:
-        print(make(name, root))
+        if name not in plan:
+            raise UserError(f"{name} is not a run of {PLAN}; those are: {', '.join(plan)}")
+        if name in left:
+            start, facts = time.process_time(), {"name": name, "settings": plan[name]}
+            facts |= measure(**plan[name]) | {"seconds": time.process_time() - start}
+            write_json(left[name], facts | provenance(seed=plan[name]["seed"]))
 
 
 if __name__ == "__main__":
