@@ -184,16 +184,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
     names, plan = parser.parse_args().names, records.plan(results.root(), path=PLAN)
     paths = {name: results.root() / FOLDER / f"{name}.json" for name in plan}
-    left = {name: path for name, path in paths.items() if not path.exists()}
     if not names:
-        print(*left, sep="\n")
+        print(*(name for name, path in paths.items() if not path.exists()), sep="\n")
     for name in names:
         if name not in plan:
             raise UserError(f"{name} is not a run of {PLAN}; those are: {', '.join(plan)}")
-        if name in left:
+        if not paths[name].exists():
             start, facts = time.process_time(), {"name": name, "settings": plan[name]}
             facts |= measure(**plan[name]) | {"seconds": time.process_time() - start}
-            write_json(left[name], facts | provenance(seed=plan[name]["seed"]))
+            write_json(paths[name], facts | provenance(seed=plan[name]["seed"]))
+        print(paths[name])
 
 
 if __name__ == "__main__":
