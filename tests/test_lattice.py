@@ -1,4 +1,4 @@
-"""Fields with a known action: closed forms, the chain, the scores of weights, and the records."""
+"""Fields with a known action: closed forms, the chain, what weights say, and the records."""
 
 import copy
 import json
@@ -38,15 +38,10 @@ def test_the_action_is_the_published_sum(edge):
     close(lattice.scalar(phi, -4.0, 5.5), total, 1e-12)
 
 
-def matrix(edge: int, action) -> torch.Tensor:
-    """M of S = phi^T M phi + O(phi^4), from the action's second derivatives."""
-    zero = torch.zeros(edge**2, dtype=torch.float64)
-    return torch.func.hessian(lambda x: action(x.view(1, 1, edge, edge))[0])(zero) / 2
-
-
 def free_field(edge: int, mass2: float) -> tuple[torch.Tensor, list[float]]:
     """Covariance (L^2, L^2) of the free field; log Z, xi / L and the observables' means."""
-    m = matrix(edge, partial(lattice.scalar, mass2=mass2))
+    zero = torch.zeros(edge**2, dtype=torch.float64)
+    m = torch.func.hessian(lambda x: lattice.scalar(x.view(1, 1, edge, edge), mass2)[0])(zero) / 2
     covariance = m.inverse() / 2
     log_z = (edge**2 * math.log(math.pi) - m.logdet().item()) / 2
     next_power = 1 / (2 * (mass2 + 4 * math.sin(math.pi / edge) ** 2))
