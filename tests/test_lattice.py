@@ -244,6 +244,7 @@ def test_the_command_makes_records_and_lists_what_has_none(tmp_path, monkeypatch
     before = path.stat().st_mtime_ns
     lattice.main()
     assert path.stat().st_mtime_ns == before, "a record is not made twice"
+    assert capsys.readouterr().out.split() == [f"{lattice.FOLDER}/a.json"] * 2
     monkeypatch.setattr("sys.argv", ["lattice"])
     lattice.main()
     assert capsys.readouterr().out.split() == ["b"]
