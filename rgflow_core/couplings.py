@@ -9,8 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-_STEEPEST = 8 * math.sqrt(3) / 9
-"""1 over the largest slope of 1 / (1 + u^2)."""
+_STEEPEST = 8 * math.sqrt(3) / 9  # 1 over the largest slope of 1 / (1 + u^2)
 
 
 def affine(x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,8 @@ MEMORY = 8 * 2**30
 """Bytes that the decoded pictures of one split may take."""
 
 Arrays = dict[str, np.ndarray]
+Each = Callable[[Callable, Sequence, str], list]
+"""(function, items, what is done) -> results: a map on threads, with a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -54,50 +55,49 @@ class Source:
     """How a data set is made.
 
     Attributes:
-        make: (split, root, size L, workers, progress) -> {"images": uint8 (N, L, L, C), ...}.
+        make: (split, root, size L, each) -> {"images": uint8 (N, L, L, C), ...}.
         parameters: (root) -> what the bytes depend on; a cache with others is made again.
-        cache: folder of the cache below root; "": among the user's caches, as root is the user's.
+        cache: folder of the cache below root; "" where root holds the user's own pictures: they
+            can have any size, and their cache lies among the user's caches.
         channels: colours of a pixel.
         flip: whether a mirrored picture is as likely as the picture itself.
-        any_size: whether L can be other than 32.
     """
 
-    make: Callable[[str, Path, int, int, bool], Arrays]
+    make: Callable[[str, Path, int, Each], Arrays]
     parameters: Callable[[Path], dict]
     cache: str
     channels: int = 3
     flip: bool = True
-    any_size: bool = False
 
 
-def _on_threads(make: Callable, items: list, workers: int, what: str, progress: bool) -> list:
-    """What ``make`` gives for each item, in order, with a progress bar that says ``what``."""
+def _on_threads(
+    workers: int, progress: bool, function: Callable, items: Sequence, what: str
+) -> list:
     with ExitStack() as stack:
         each = stack.enter_context(ThreadPoolExecutor(workers)).map if workers else map
-        return list(tqdm(each(make, items), what, len(items), leave=False, disable=not progress))
+        return list(
+            tqdm(each(function, items), what, len(items), leave=False, disable=not progress)
+        )
 
 
 def _msds(name: str) -> Source:
-    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
+    def make(split: str, root: Path, size: int, each: Each) -> Arrays:
         labels = msds.labels(name, split, 0, msds.SPLITS[split])
         parts = [labels[start : start + 1000] for start in range(0, len(labels), 1000)]
-        images = _on_threads(msds.render, parts, workers, f"drawing {name} {split}", progress)
+        images = each(msds.render, parts, f"drawing {name} {split}")
         return {"images": np.concatenate(images), "labels": labels}
 
-    def parameters(root: Path) -> dict:
-        return {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS}
-
+    facts = {"version": msds.VERSION, "seed": 0, "splits": msds.SPLITS}
     # A mirrored ellipse sits elsewhere in its tile: another distribution.
-    return Source(make, parameters, cache=name, flip=False)
+    return Source(make, lambda root: facts, cache=name, flip=False)
 
 
 def _decode(
     paths: list[Path],
     size: int,
-    crop: int | None,
-    resample: str,
-    workers: int,
-    progress: bool,
+    each: Each,
+    crop: int | None = None,
+    resample: str = "bicubic",
     background: tuple[int, int, int] = pictures.WHITE,
 ) -> Arrays:
     """Decode pictures, see :func:`rgflow_core.pictures.read`.
@@ -106,66 +106,56 @@ def _decode(
         UserError: if they would take too much memory; names the pictures that cannot be used,
             when all have been looked at.
     """
-    most = MEMORY // (3 * size**2)
-    if len(paths) > most:
-        edge = next(e for k in count(1) if len(paths) * 3 * (e := size >> k) ** 2 <= MEMORY)
+    if len(paths) > (most := MEMORY // (3 * size**2)):
         raise UserError(
             f"{len(paths)} pictures of {size} x {size} in one split take more than the "
-            f"{MEMORY / 2**30:.3g} GiB allowed; {most} would fit, or all with --image-size {edge}"
+            f"{MEMORY / 2**30:.3g} GiB allowed; {most} would fit, or more at a smaller --image-size"
         )
     images, facts, bad = np.empty((len(paths), size, size, 3), np.uint8), [], []
 
-    def one(number: int) -> None:
+    def read(i: int) -> None:
         try:
-            images[number], *fact = pictures.read(paths[number], crop, resample, background, size)
+            images[i], *fact = pictures.read(paths[i], crop, resample, background, size)
             facts.append(fact)
         except Exception as error:  # bytes that are anything raise anything
             reason = str(error) or type(error).__name__
-            bad.append(f"{paths[number]}: cannot be read as a picture: {reason}")
+            bad.append(f"{paths[i]}: cannot be read as a picture: {reason}")
 
-    _on_threads(one, range(len(paths)), workers, "decoding", progress)
+    each(read, range(len(paths)), "decoding")
     if bad:
-        named = sorted(bad)[:20] + ([f"and {len(bad) - 20} more"] if len(bad) > 20 else [])
+        more = f"; and {len(bad) - 20} more" if len(bad) > 20 else ""
         raise UserError(
             f"{len(bad)} of {len(paths)} pictures cannot be used; take them out or replace them: "
-            + "; ".join(named)
+            f"{'; '.join(sorted(bad)[:20])}{more}"
         )
     pictures.check_range([largest for _, largest in facts if largest is not None])
     if small := sum(edge < size for edge, _ in facts):
-        line = f"smaller than {size} x {size}, enlarged: {small} of {len(paths)} pictures"
-        print(line, file=sys.stderr)
+        said = f"smaller than {size} x {size}, enlarged: {small} of {len(paths)} pictures"
+        print(said, file=sys.stderr)
     return {"images": images}
 
 
-CELEBA_CROPS = {"authors": "bilinear", "igf23": "bicubic"}
-"""Both crop the central 148 x 148 and resize to 32 x 32; they differ in the interpolation."""
+def _celeba(cache: str, resample: str) -> Source:
+    """The central 148 x 148, resized; the two published codes differ in the interpolation."""
 
-
-def _celeba(system: str) -> Source:
-    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
-        folder = root / "celeba"
-        partition, pictures = folder / "list_eval_partition.txt", folder / "img_align_celeba"
-        if not partition.is_file() or not pictures.is_dir():
+    def make(split: str, root: Path, size: int, each: Each) -> Arrays:
+        partition = root / "celeba" / "list_eval_partition.txt"
+        folder = root / "celeba" / "img_align_celeba"
+        if not partition.is_file() or not folder.is_dir():
             raise UserError(
                 f"CelebA is not here: put list_eval_partition.txt at {partition} and the pictures "
-                f"000001.jpg ... 202599.jpg (from img_align_celeba.zip) into {pictures}"
+                f"000001.jpg ... 202599.jpg (from img_align_celeba.zip) into {folder}"
             )
-        wanted = {"train": "0", "val": "1", "test": "2"}[split]
-        lines = partition.read_text("utf-8", "replace").splitlines()
-        rows = [row for line in lines if (row := line.split())]
-        if bad := [row for row in rows if len(row) != 2]:
-            raise UserError(f"{partition}: damaged CelebA partition: {' '.join(bad[0])!r}")
-        paths = [pictures / name for name, number in rows if number == wanted]
-        missing = [path for path in paths if not path.is_file()]
-        if missing or not paths:
-            raise UserError(
-                f"CelebA {split} is incomplete: {len(missing)} of {len(paths)} pictures are "
-                f"missing from {pictures}" + (f", first {missing[0].name}" if missing else "")
-            )
-        return _decode(paths, size, 148, CELEBA_CROPS[system], workers, progress)
+        with files.refusing_damage(partition, "CelebA's partition"):
+            lines = partition.read_text("utf-8").splitlines()
+            numbers = dict(filter(None, map(str.split, lines)))
+            wanted = str(SPLITS.index(split))
+            paths = [folder / name for name, number in numbers.items() if number == wanted]
+            if not paths:
+                raise ValueError(f"it names no picture of split {split!r}")
+        return _decode(paths, size, each, 148, resample)
 
-    parameters = {"crop": 148, "resize": CELEBA_CROPS[system]}
-    return Source(make, lambda root: parameters, "celeba32_" + system)
+    return Source(make, lambda root: {"crop": 148, "resize": resample}, cache)
 
 
 # Validation is the end of the training set.
@@ -173,16 +163,16 @@ HOLDOUT = 5000
 _PARTS = {"train": slice(0, -HOLDOUT), "val": slice(-HOLDOUT, None), "test": slice(None)}
 
 
-def _cifar10(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
+def _cifar10(split: str, root: Path, size: int, each: Each) -> Arrays:
     from torchvision import datasets
 
     try:
-        whole = datasets.CIFAR10(str(root), train=split != "test", download=False)
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:
-        # torchvision's advice to download is none here.
-        reason = "not found or corrupted" if "download" in str(error) else error
-        where = f"put torchvision's files at {root / 'cifar-10-batches-py'}"
-        raise UserError(f"CIFAR10 is not here, or damaged: {where} ({reason})") from None
+        whole = datasets.CIFAR10(root, train=split != "test")
+    except (OSError, RuntimeError):  # torchvision's advice to download is none here
+        where = root / datasets.CIFAR10.base_folder
+        raise UserError(
+            f"CIFAR10 is not here, or damaged: put the files of cifar-10-python.tar.gz into {where}"
+        ) from None
     return {"images": whole.data[_PARTS[split]]}
 
 
@@ -192,24 +182,25 @@ DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-...
 def _mnist(name: str, package: str = "") -> Source:
     """MNIST, or a set like it, from torchvision's files or Debian's; padded to 32 x 32."""
 
-    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
-        raw, arrays = root / name / "raw", {}
-        places = [raw, DEBIAN / package] if package else [raw]
-        for what, dims in (("images", 3), ("labels", 1)):
-            file = f"{'t10k' if split == 'test' else 'train'}-{what}-idx{dims}-ubyte"
-            paths = [folder / (file + packed) for folder in places for packed in ("", ".gz")]
-            if (path := next(filter(Path.is_file, paths), None)) is None:
-                hint = f", or install Debian's dataset-{package}" if package else ""
-                raise UserError(f"{name} is not here: put {file} or {file}.gz into {raw}{hint}")
-            with files.refusing_damage(path, "an IDX file"):
-                data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
-                shape = np.frombuffer(data, ">i4", dims, 4)
-                array = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
-                arrays[what] = array.copy()  # that of a file's bytes cannot be written to
-                if len({len(a) for a in arrays.values()}) > 1:
-                    raise ValueError("as many labels as pictures belong in it")
-        arrays["images"] = np.pad(arrays["images"], ((0, 0), (2, 2), (2, 2)))[..., None]
-        return {what: array[_PARTS[split]] for what, array in arrays.items()}
+    def read(split: str, root: Path, what: str, dims: int) -> np.ndarray:
+        file = f"{'t10k' if split == 'test' else 'train'}-{what}-idx{dims}-ubyte"
+        places = (root / name / "raw", DEBIAN / package)
+        paths = [folder / (file + packed) for folder in places for packed in ("", ".gz")]
+        if (path := next(filter(Path.is_file, paths), None)) is None:
+            hint = f", or install Debian's dataset-{package}" if package else ""
+            raise UserError(f"{name} is not here: put {file} or {file}.gz into {places[0]}{hint}")
+        with files.refusing_damage(path, "an IDX file"):
+            data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+            shape = np.frombuffer(data, ">i4", dims, 4)
+            array = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+            return array[_PARTS[split]].copy()  # that of a file's bytes cannot be written to
+
+    def make(split: str, root: Path, size: int, each: Each) -> Arrays:
+        images, labels = read(split, root, "images", 3), read(split, root, "labels", 1)
+        if len(images) != len(labels):
+            raise UserError(f"{name}: {len(images)} pictures, but {len(labels)} labels")
+        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
+        return {"images": images[..., None], "labels": labels}
 
     # A boot's toe points to the left, and a mirrored figure is another one.
     facts = {"holdout": HOLDOUT, "labels": True}
@@ -219,21 +210,19 @@ def _mnist(name: str, package: str = "") -> Source:
 def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
     """A folder of one's own pictures, see :mod:`rgflow_core.pictures`.
 
-    Args:
-        background: red, green and blue behind what is transparent.
+    The background, red, green and blue, is what shows where they are transparent.
     """
 
-    def make(split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
+    def make(split: str, root: Path, size: int, each: Each) -> Arrays:
         paths, left_out = pictures.splits(root)
-        if not paths[split]:
-            names = ", ".join(SPLITS)
-            raise UserError(
-                f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files there, or some into each "
-                f"of {names}" + (f" ({left_out})" if left_out else "")
-            )
         if left_out:
             print(left_out, file=sys.stderr)
-        return _decode(paths[split], size, None, "bicubic", workers, progress, background)
+        if not paths[split]:
+            raise UserError(
+                f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files "
+                f"there, or some into each of {', '.join(SPLITS)}"
+            )
+        return _decode(paths[split], size, each, background=background)
 
     def parameters(root: Path) -> dict:
         if not root.is_dir():
@@ -248,14 +237,14 @@ def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
                 digest.update(os.fsencode(facts))
         return {"files": digest.hexdigest(), "background": background}
 
-    return Source(make, parameters, cache="", any_size=True)
+    return Source(make, parameters, cache="")
 
 
 SOURCES: dict[str, Source] = {
     "msds1": _msds("msds1"),
     "msds2": _msds("msds2"),
-    "celeba": _celeba("igf23"),
-    "celeba_authors": _celeba("authors"),
+    "celeba": _celeba("celeba32_igf23", "bicubic"),
+    "celeba_authors": _celeba("celeba32_authors", "bilinear"),
     "cifar10": Source(_cifar10, lambda root: {"holdout": HOLDOUT}, "cifar10"),
     "mnist": _mnist("MNIST"),
     "fashion_mnist": _mnist("FashionMNIST", "fashion-mnist"),
@@ -263,7 +252,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def _cached(folder: Path, split: str, parameters: dict, say: bool = True) -> Arrays | None:
+def _cached(folder: Path, split: str, parameters: dict, say: bool = False) -> Arrays | None:
     """The verified arrays of a split; ``None`` if they are not there, or damaged, which is said."""
     manifest, arrays = folder / f"{split}.json", {}
     if not manifest.exists():
@@ -295,58 +284,42 @@ def _store(folder: Path, split: str, parameters: dict, arrays: Arrays) -> None:
     files.write_json(folder / f"{split}.json", content)
 
 
-def _cache_folder(name: str, root: Path, size: int) -> Path:
-    """Where the cache of a set lies: below the data root, or among the user's caches."""
-    if SOURCES[name].cache:
-        return root / SOURCES[name].cache
-    home = Path("~/.cache").expanduser() if os.environ.get("HOME") else Path(os.devnull)
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if it is relative
-    key = hashlib.sha256(os.fsencode(f"{name} {size} {root.resolve()}")).hexdigest()[:16]
-    return (base if base.is_absolute() else home) / "rgflow_core" / key
-
-
-def _make(name: str, split: str, root: Path, size: int, workers: int, progress: bool) -> Arrays:
-    source = SOURCES[name]
-    arrays = source.make(split, root, size, workers, progress)
-    images, shape = arrays["images"], (size, size, source.channels)
-    if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
-        raise UserError(
-            f"data set {name}: its source must make uint8 images (N >= 1, {size}, {size}, "
-            f"{source.channels}), not {images.dtype} {images.shape}"
-        )
-    return arrays
-
-
-def _cached_or_made(
-    name: str, split: str, root: Path, size: int, make: Callable[[], Arrays]
-) -> Arrays:
+def _cached_or_made(name: str, split: str, root: Path, size: int, each: Each) -> Arrays:
     """The arrays of a split; of several processes one makes them, the others wait."""
-    folder, parameters = _cache_folder(name, root, size), SOURCES[name].parameters(root)
-    if SOURCES[name].any_size:
-        parameters["size"] = size
-    if arrays := _cached(folder, split, parameters, say=False):
+    source = SOURCES[name]
+    folder, parameters = root / source.cache, source.parameters(root)
+    if not source.cache:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        key = hashlib.sha256(os.fsencode(f"{name} {size} {root.resolve()}")).hexdigest()[:16]
+        folder, parameters = Path(caches, "rgflow_core", key), parameters | {"size": size}
+    if arrays := _cached(folder, split, parameters):
         return arrays
-
-    def say(error: Exception) -> None:
-        reason = explain(error).partition(";")[0]
-        print(f"{reason}: {name} {split} is kept in memory, not cached", file=sys.stderr)
-
+    failure = None
     with ExitStack() as stack:
         try:
             files.check_writable(folder)
             stack.enter_context(files.locked(folder, wait=True))
         except (OSError, UserError) as error:
-            say(error)
-            return make()
-        if arrays := _cached(folder, split, parameters):  # another process made them meanwhile
+            failure = error
+        if arrays := _cached(folder, split, parameters, say=True):  # made by another meanwhile
             return arrays
-        arrays = make()
-        try:
-            _store(folder, split, parameters, arrays)
-        except OSError as error:  # as when the disk is full; the data root's is the user's to empty
-            if SOURCES[name].cache:
-                raise
-            say(error)
+        arrays = source.make(split, root, size, each)
+        images, shape = arrays["images"], (size, size, source.channels)
+        if images.dtype != np.uint8 or images.shape[1:] != shape or not len(images):
+            raise UserError(
+                f"data set {name}: its source must make uint8 images (N >= 1, {size}, {size}, "
+                f"{source.channels}), not {images.dtype} {images.shape}"
+            )
+        if failure is None:
+            try:
+                _store(folder, split, parameters, arrays)
+            except OSError as error:  # a full disk; the data root's is the user's to empty
+                if source.cache:
+                    raise
+                failure = error
+    if failure is not None:
+        reason = explain(failure)
+        print(f"{name} {split} is kept in memory, not cached: {reason}", file=sys.stderr)
     return arrays
 
 
@@ -382,11 +355,9 @@ def load_split(
         raise UserError(f"data set must be one of {tuple(SOURCES)}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {SPLITS}, not {split!r}")
-    (size,) = check_counts(size=size)
-    if size != SIZE and not SOURCES[name].any_size:
-        sized = ", ".join(key for key, source in SOURCES.items() if source.any_size)
-        raise UserError(f"{name} has only pictures of edge {SIZE}, not {size}; others: {sized}")
-    (workers,) = check_counts(0, workers=workers)
+    (size,), (workers,) = check_counts(size=size), check_counts(0, workers=workers)
+    if size != SIZE and SOURCES[name].cache:
+        raise UserError(f"{name} has only pictures of edge {SIZE}, not {size}; others: folder")
     if limit is not None:
         (limit,) = check_counts(limit=limit)
     root = Path(root)
@@ -396,8 +367,7 @@ def load_split(
         labels = msds.labels(name, split, 0, min(limit, msds.SPLITS[split]))
         arrays = {"images": msds.render(labels), "labels": labels}
     else:
-        make = partial(_make, name, split, root, size, workers, progress)
-        arrays = _cached_or_made(name, split, root, size, make)
+        arrays = _cached_or_made(name, split, root, size, partial(_on_threads, workers, progress))
     images, labels = arrays["images"][:limit], arrays.get("labels")
     return DataSet(
         torch.from_numpy(images).permute(0, 3, 1, 2),

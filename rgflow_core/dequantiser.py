@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgflow_core.noise import HALF_STEP
+from rgflow_core.pixels import logit_log_slope
 
 
 class Dequantiser(nn.Module):
@@ -16,9 +17,7 @@ class Dequantiser(nn.Module):
     the picture. It starts as u = v. m and l are bounded, so that the noise cannot collapse onto
     the grid of floating-point numbers, where it would buy bits that do not exist.
 
-    Args:
-        channels: colours C of a pixel.
-        hidden: width of the network's two hidden layers.
+    ``channels`` are the colours C of a pixel, ``hidden`` is the width of two hidden layers.
     """
 
     LARGEST_SHIFT, LARGEST_LOG_SCALE = 4.0, 2.0
@@ -31,11 +30,7 @@ class Dequantiser(nn.Module):
         nn.init.zeros_(self.layers[-1].bias)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise for pictures.
-
-        Args:
-            images: uint8 (B, C, L, L).
-            noise: v in [0, 1), same shape.
+        """Noise for pictures, uint8, from v in [0, 1), both (B, C, L, L).
 
         Returns:
             u in [0, 1] and log du/dv, whose sum is -log q(u | picture), both of the same shape.
@@ -48,10 +43,5 @@ class Dequantiser(nn.Module):
         log_scale = self.LARGEST_LOG_SCALE * torch.tanh(log_scale / self.LARGEST_LOG_SCALE)
         start = torch.logit(noise.clamp_min(HALF_STEP))
         end = shift + log_scale.exp() * start
-        log_slope = _log_sigmoid_slope(end) + log_scale - _log_sigmoid_slope(start)
+        log_slope = log_scale - logit_log_slope(end) + logit_log_slope(start)
         return torch.sigmoid(end), log_slope
-
-
-def _log_sigmoid_slope(x: Tensor) -> Tensor:
-    """Logarithm of the derivative of the sigmoid."""
-    return -F.softplus(x) - F.softplus(-x)

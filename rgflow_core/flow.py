@@ -18,18 +18,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rgflow_core.couplings import COUPLINGS
-from rgflow_core.errors import UserError, check_counts, is_whole
+from rgflow_core.errors import UserError, check_counts
 from rgflow_core.networks import SUBNETS, PublishedSubnet, merge_parity, split_parity
 
-OURS = ("lean", "autoregressive")
-"""Subnets that serve every coupling and can start from data."""
-
-LARGEST = 4096
-"""Edge of a picture: beyond it, a damaged or malicious file is more likely than a use."""
+OURS = ("lean", "autoregressive")  # subnets that serve every coupling and can start from data
+LARGEST = 4096  # edge: beyond it, a damaged or malicious file is more likely than a use
 
 
 def _pair(value: object) -> tuple:
-    """Coupling layers of a level's decimator and disentangler."""
     return tuple(value) if isinstance(value, tuple | list) else (value, value)
 
 
@@ -88,11 +84,9 @@ class RGFlowConfig:
             rule = f"have one value per level, finest first: {self.levels}"
             require(len(values) == self.levels, field, rule)
             pairs = [_pair(v) if field == "coupling_layers" else (v, v) for v in values]
-            two = all(len(pair) == 2 for pair in pairs)
-            counts = all(is_whole(n) and n >= 1 for pair in pairs for n in pair)
-            require(two and counts, field, "hold whole numbers >= 1")
+            require(all(len(pair) == 2 for pair in pairs), field, "hold numbers or pairs of them")
             # One spelling for each config: a number stands for two equal ones.
-            plain = [tuple(map(int, pair)) for pair in pairs]
+            plain = [[check_counts(**{field: n})[0] for n in pair] for pair in pairs]
             object.__setattr__(self, field, tuple(a if a == b else (a, b) for a, b in plain))
         choices = {
             "first_parity": ("even", "odd"),
@@ -102,8 +96,8 @@ class RGFlowConfig:
         }
         for field, allowed in choices.items():
             require(getattr(self, field) in allowed, field, f"be one of {allowed}")
-        rule = f"be 'affine' with {self.subnet} subnets"
-        require(self.subnet in OURS or self.coupling == "affine", "coupling", rule)
+        fits = self.coupling == "affine" or self.subnet in OURS
+        require(fits, "coupling", f"be 'affine' with {self.subnet} subnets")
 
     @property
     def levels(self) -> int:
@@ -130,7 +124,6 @@ class RGFlowConfig:
         return json.loads(json.dumps(asdict(self)))
 
     def build(self) -> "RGFlow":
-        """A new flow."""
         return RGFlow(self)
 
 
@@ -145,17 +138,11 @@ def config_of(fields: dict) -> RGFlowConfig:
     return CONFIGS[name](**fields)
 
 
-LEAN_AFFINE = {"subnet": "lean", "res_blocks": 1, "hidden": 96, "mlp_depth": 2}
-"""Config fields of the lean model with the published coupling: 1.64 M parameters at 32 x 32 x 3."""
-
-LEAN = LEAN_AFFINE | {"hidden": 88, "coupling": "nlsq"}
-"""Config fields of the lean model: 1.83 M parameters at 32 x 32 x 3."""
-
-LEAN8 = LEAN | {"kernel": 8, "coupling_layers": (6, 2, 1), "order": "paper"}
-"""Config fields of the lean model with blocks of 8 x 8: 2.41 M parameters at 32 x 32 x 3."""
-
-LEAN8_AUTOREGRESSIVE = LEAN8 | {"subnet": "autoregressive", "hidden": 96}
-"""Config fields of an autoregressive model of about its size: 2.34 M parameters at 32 x 32 x 3."""
+# Config fields of our models, and how many parameters each has at 32 x 32 x 3.
+LEAN_AFFINE = {"subnet": "lean", "res_blocks": 1, "hidden": 96, "mlp_depth": 2}  # 1.64 M
+LEAN = LEAN_AFFINE | {"hidden": 88, "coupling": "nlsq"}  # 1.83 M
+LEAN8 = LEAN | {"kernel": 8, "coupling_layers": (6, 2, 1), "order": "paper"}  # 2.41 M
+LEAN8_AUTOREGRESSIVE = LEAN8 | {"subnet": "autoregressive", "hidden": 96}  # 2.34 M
 
 
 def lattice_levels(image_size: int, kernel: int) -> Tensor:
@@ -224,21 +211,16 @@ class AutoregressiveLayer(CouplingLayer):
         x = log_derivative = torch.zeros_like(y)
         for which in self.subnet.order:
             value, log = self.inverse_map(y[:, which], *parameters(x, which))
-            x, log_derivative = (
-                whole.index_copy(1, which, part)
-                for whole, part in ((x, value), (log_derivative, log))
-            )
+            x = x.index_copy(1, which, value)
+            log_derivative = log_derivative.index_copy(1, which, log)
         return *x.chunk(2, -1), *log_derivative.chunk(2, -1)
 
 
 class BlockBijection(nn.Module):
     """One bijection applied to all m x m blocks of a grid: a decimator or a disentangler.
 
-    Args:
-        config: the flow's configuration.
-        level: RG level, which selects the network sizes.
-        couplings: number of layers.
-        offset: where the blocks start in rows and columns, 0 or m/2; they wrap around.
+    It has so many ``couplings`` of the sizes of its RG level. Blocks start at row and column
+    ``offset``, 0 or m/2, and wrap around.
     """
 
     def __init__(self, config: RGFlowConfig, level: int, couplings: int, offset: int) -> None:
@@ -259,17 +241,13 @@ class BlockBijection(nn.Module):
     def forward(
         self, grid: Tensor, inverse: bool = False, sites: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Transform all blocks of a grid.
-
-        Args:
-            grid: (B, C, l, l).
-            inverse: undo the transformation.
-            sites: leave the parts of the log-determinant where they arise.
+        """Transform a grid (B, C, l, l), or undo it.
 
         Returns:
-            Grid of the same shape, and log-determinant (B,) or log-derivatives (B, C, l, l).
+            Grid of the same shape, and log-determinant (B,) or, with ``sites``, the
+            log-derivatives (B, C, l, l) where they arise.
         """
-        blocks = self._blocks(grid)
+        blocks = self.blocks(grid)
         # Without gradients, part by part: intermediate values then stay in a CPU's cache.
         whole = torch.is_grad_enabled() or blocks.is_cuda
         parts = [blocks] if whole else blocks.split(4096)
@@ -284,7 +262,7 @@ class BlockBijection(nn.Module):
         def merge(a: Tensor, b: Tensor) -> Tensor:
             return merge_parity(*((b, a) if self.odd_first else (a, b)), *self.block)
 
-        (a, b), total = self._halves(blocks), 0
+        (a, b), total = self.halves(blocks), 0
         for layer in reversed(self.couplings) if inverse else self.couplings:
             step = layer.inverse if inverse else layer
             if self.checkpointing and torch.is_grad_enabled():
@@ -293,16 +271,12 @@ class BlockBijection(nn.Module):
             total = total + (merge(log_a, log_b) if sites else log_b.sum(-1) + log_a.sum(-1))
         return merge(a, b), total
 
-    def _halves(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    def halves(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """The checkerboard halves of blocks (N, C m^2), that which conditions first first."""
         even, odd = split_parity(blocks, *self.block)
         return (odd, even) if self.odd_first else (even, odd)
 
-    def standardise(self, grid: Tensor) -> None:
-        """See :meth:`RGFlow.standardise`."""
-        self.couplings[0].subnet.standardise(*self._halves(self._blocks(grid)))
-
-    def _blocks(self, grid: Tensor) -> Tensor:
+    def blocks(self, grid: Tensor) -> Tensor:
         """(B, C, l, l) to flattened blocks (B * (l/m)^2, C m^2), channel first, row-major."""
         (batch, channels, edge, _), m = grid.shape, self.block[1]
         grid = torch.roll(grid, (-self.offset, -self.offset), (-2, -1)) if self.offset else grid
@@ -310,7 +284,7 @@ class BlockBijection(nn.Module):
         return cells.permute(0, 2, 4, 1, 3, 5).reshape(-1, channels * m * m)
 
     def _grid(self, blocks: Tensor, like: Tensor) -> Tensor:
-        """Inverse of :meth:`_blocks`, of the shape of ``like``."""
+        """Inverse of :meth:`blocks`, of the shape of ``like``."""
         (batch, channels, edge, _), m = like.shape, self.block[1]
         cells = blocks.reshape(batch, edge // m, edge // m, channels, m, m)
         grid = cells.permute(0, 3, 1, 4, 2, 5).reshape(like.shape)
@@ -348,9 +322,6 @@ class RGFlow(nn.Module):
 
     Latents are kept at the pixel where they were left (see :func:`lattice_levels`).
 
-    Args:
-        config: see :class:`RGFlowConfig`.
-
     Example:
         >>> flow = RGFlow(RGFlowConfig(image_size=8, coupling_layers=1, **LEAN))
         >>> z, log_det = flow(torch.randn(2, 3, 8, 8))
@@ -360,8 +331,6 @@ class RGFlow(nn.Module):
 
     def __init__(self, config: RGFlowConfig) -> None:
         super().__init__()
-        if not isinstance(config, RGFlowConfig):
-            raise UserError(f"config must be an RGFlowConfig, not {type(config).__name__}")
         self.config = config
         self.levels = nn.ModuleList(Level(config, h) for h in range(config.levels))
 
@@ -371,10 +340,6 @@ class RGFlow(nn.Module):
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype:
             raise UserError(f"expected {dtype} like the weights, got {x.dtype}")
-
-    def _check_count(self, latents: Sequence[Tensor]) -> None:
-        if len(latents) != self.config.levels:
-            raise UserError(f"latents must be {self.config.levels} tensors, not {len(latents)}")
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Inference (renormalization): y (B, C, L, L) to z and log|det dz/dy| (B,).
@@ -394,16 +359,12 @@ class RGFlow(nn.Module):
     def encode(
         self, y: Tensor, sites: bool = False
     ) -> Iterator[tuple[int, Tensor | None, Tensor, Tensor]]:
-        """Inference level by level, finest first.
-
-        Args:
-            y: (B, C, L, L).
-            sites: leave the parts of the log-determinant at their sites.
+        """Inference of y (B, C, L, L) level by level, finest first.
 
         Yields:
             (h, grid, latents, log_det): the grid (B, C, l/2, l/2) that goes on to level h + 1,
             ``None`` at the top; the latents of level h, as in :meth:`split`; the level's
-            log-determinant (B,), or with ``sites`` the log-derivatives (B, C, l, l).
+            log-determinant (B,), or with ``sites`` its log-derivatives (B, C, l, l).
         """
         self._check(y)
         for h, level in enumerate(self.levels):
@@ -412,35 +373,30 @@ class RGFlow(nn.Module):
             yield h, y, latents, log_det
 
     def decode(self, latents: Sequence[Tensor]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Generation level by level, coarsest first.
-
-        Args:
-            latents: one for each level, finest first, as :meth:`split` gives them.
+        """Generation level by level, coarsest first, from latents as of :meth:`split`.
 
         Yields:
             (h, grid (B, C, l, l), log-determinant of the level's inverse (B,)).
         """
-        self._check_count(latents)
         grid = None
-        for h in reversed(range(len(latents))):
+        for h, level in reversed([*enumerate(self.levels)]):
             grid = latents[h] if grid is None else undecimate(grid, latents[h])
-            grid, log_det = self.levels[h](grid, inverse=True)
+            grid, log_det = level(grid, inverse=True)
             yield h, grid, log_det
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Latents of each level, finest first: (B, C, 3, l/2, l/2), at the top (B, C, m, m)."""
         latents = []
         for _ in range(self.config.levels - 1):
-            z, level_latents = decimate(z)
-            latents.append(level_latents)
+            z, left = decimate(z)
+            latents.append(left)
         return [*latents, z]
 
     def join(self, latents: Sequence[Tensor]) -> Tensor:
         """Inverse of :meth:`split`: back to the lattice, (B, C, L, L)."""
-        self._check_count(latents)
         z = latents[-1]
-        for level_latents in reversed(latents[:-1]):
-            z = undecimate(z, level_latents)
+        for left in reversed(latents[:-1]):
+            z = undecimate(z, left)
         return z
 
     def standardise(self, y: Tensor) -> None:
@@ -451,14 +407,14 @@ class RGFlow(nn.Module):
         """
         if self.config.subnet not in OURS:
             raise UserError(f"only {OURS} subnets start from data, not {self.config.subnet}")
-        self.levels[0].layers()[0].standardise(y)
+        first = self.levels[0].layers()[0]
+        first.couplings[0].subnet.standardise(*first.halves(first.blocks(y)))
 
-    def use_checkpointing(self, on: bool = True) -> "RGFlow":
+    def use_checkpointing(self) -> None:
         """Recompute each coupling layer in the backward pass: less memory, more time."""
         for module in self.modules():
             if isinstance(module, BlockBijection):
-                module.checkpointing = on
-        return self
+                module.checkpointing = True
 
     def fold(self) -> "RGFlow":
         """A copy for inference, with weight normalisation folded into plain weights."""

@@ -28,10 +28,7 @@ class Terms(NamedTuple):
 class PictureModel(nn.Module):
     """log p(picture) and samples, pictures in and pictures out.
 
-    Args:
-        flow, prior: the model.
-        metadata: where they come from, if they were read from a file.
-        dequantiser: of a model that learns its dequantisation noise; else the noise is uniform.
+    ``metadata`` says where a model was read from; without a dequantiser, the noise is uniform.
 
     Example:
         >>> from rgflow_core import LEAN, RGFlowConfig

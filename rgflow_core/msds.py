@@ -12,7 +12,7 @@ import numpy as np
 
 from rgflow_core import ellipses
 from rgflow_core.ellipses import TILE
-from rgflow_core.errors import UserError, check_counts, is_whole
+from rgflow_core.errors import UserError, check_counts
 
 SETS = ("msds1", "msds2")
 SPLITS = {"train": 90_000, "val": 10_000, "test": 10_000}
@@ -20,36 +20,26 @@ VERSION = 1
 SIZE, GRID = 32, 4
 
 _DRAWS = 16 * 6 + 4  # random numbers of one picture: a multiple of 4, Philox's block
+_CHUNK = 64  # pictures drawn at a time
 
 
 def labels(name: str, split: str, start: int, stop: int, seed: int = 0) -> np.ndarray:
-    """Labels of pictures start ... stop-1: a pure function of the arguments.
+    """Labels (stop - start, 4, 4, 6) of pictures start ... stop-1: a pure function of the arguments.
 
-    Any range can be made anywhere: the generator (Philox) is moved to the first picture's
-    counter. Angles keep their full precision; the published generators truncate them.
+    Any range can be made anywhere, and there is no upper end: the generator (Philox) is moved to
+    the first picture's counter. Splits have streams of their own. Angles keep their full
+    precision; the published generators truncate them.
 
-    Args:
-        name: "msds1" or "msds2".
-        split: "train", "val" or "test"; splits have streams of their own.
-        start, stop: range of picture numbers; there is no upper end.
-        seed: whole number >= 0.
-
-    Returns:
-        float64, shape (stop - start, 4, 4, 6).
+    Raises:
+        UserError: names the argument, what is allowed and what was given.
     """
     if name not in SETS:
         raise UserError(f"set must be one of {SETS}, not {name!r}")
     if split not in SPLITS:
         raise UserError(f"split must be one of {tuple(SPLITS)}, not {split!r}")
-    if not all(map(is_whole, (start, stop, seed))):
-        raise UserError(
-            f"start, stop, seed must be whole numbers, not {start!r}, {stop!r}, {seed!r}"
-        )
-    start, stop, seed = int(start), int(stop), int(seed)  # numpy's overflow
-    if not 0 <= start <= stop:
-        raise UserError(f"the range must have 0 <= start <= stop, not {start} ... {stop}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"seed must be a whole number from 0 to 2^63 - 1, not {seed}")
+    start, stop, seed = check_counts(0, start=start, stop=stop, seed=seed)
+    if stop < start:
+        raise UserError(f"the range must have start <= stop, not {start} ... {stop}")
     n = stop - start
     stream = SETS.index(name) * len(SPLITS) + list(SPLITS).index(split)
     bits = np.random.Philox(key=[seed, stream])
@@ -87,27 +77,22 @@ def _check_labels(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
-def render(labels: np.ndarray, chunk: int = 64) -> np.ndarray:
-    """Draw pictures, pixel for pixel as the published Pillow loop does.
+def render(labels: np.ndarray) -> np.ndarray:
+    """Draw labels (N, 4, 4, 6) as pictures, uint8 (N, 32, 32, 3).
 
-    Args:
-        labels: (N, 4, 4, 6), see the module's text.
-        chunk: pictures drawn at a time; changes nothing but memory and speed.
-
-    Returns:
-        uint8, shape (N, 32, 32, 3).
+    Raises:
+        UserError: if labels are not finite, or positions or colours impossible.
 
     Example:
         >>> render(labels("msds1", "train", 0, 2)).shape
         (2, 32, 32, 3)
     """
     labels = _check_labels(labels)
-    (chunk,) = check_counts(chunk=chunk)
     out = np.empty((len(labels), SIZE, SIZE, 3), np.uint8)
     edge = SIZE + 2 * TILE  # a margin of one tile takes what hangs over the picture's edge
     offset = np.add.outer(np.arange(TILE) * edge, np.arange(TILE)).ravel()
-    for start in range(0, len(labels), chunk):
-        part = labels[start : start + chunk]
+    for start in range(0, len(labels), _CHUNK):
+        part = labels[start : start + _CHUNK]
         n = len(part)
         # All first ellipses, all second ones, ...: later ones cover earlier ones.
         x, y, angle, *colour = part.reshape(n, -1, 6).transpose(2, 1, 0).reshape(6, -1)

@@ -20,14 +20,10 @@ Parameters = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 
 def split_parity(x: Tensor, channels: int, kernel: int) -> tuple[Tensor, Tensor]:
-    """Split flattened blocks into their two checkerboard halves.
-
-    Args:
-        x: blocks (..., C m^2), channel first, row-major.
-        channels, kernel: C and m, the latter even.
+    """The checkerboard halves of flattened blocks (..., C m^2), channel first, row-major.
 
     Returns:
-        The halves with row + column even and odd, each (..., C m^2 / 2).
+        Those with row + column even and odd, each (..., C m^2 / 2).
     """
     cells = x.reshape(*x.shape[:-1], channels, kernel // 2, 2, kernel // 2, 2)
     even = torch.stack((cells[..., 0, :, 0], cells[..., 1, :, 1]), -1)
@@ -121,10 +117,8 @@ class PublishedSubnet(nn.Module):
     @torch.no_grad()
     def fold_(self) -> None:
         """Replace g, v and alpha by plain weights for good: the same function, not trainable."""
-        weights = list(self._weights())
-        for linears, alphas, (alpha, layers) in zip(
-            self.linears, self.alphas, weights, strict=True
-        ):
+        blocks = zip(self.linears, self.alphas, self._weights(), strict=True)
+        for linears, alphas, (alpha, layers) in blocks:
             alphas[0] = nn.Parameter(alpha, requires_grad=False)
             for linear, (weight, bias) in zip(linears, layers, strict=True):
                 linear.weight_v = nn.Parameter(weight, requires_grad=False)
@@ -157,58 +151,54 @@ class PublishedSubnet(nn.Module):
 
 
 class LeanNetwork(nn.Module):
-    """One small network: linear, residual SiLU blocks, linear from zero."""
+    """Linear, residual SiLU blocks, linear from zero: of values (N, d) ``outputs`` parameters each.
+
+    These are bounded smoothly: s = 2 tanh(s' / 2) and d likewise, q = 0.95 tanh(q').
+    """
 
     def __init__(
         self, features: int, outputs: int, res_blocks: int, hidden: int, depth: int
     ) -> None:
         super().__init__()
+        self.outputs = outputs
         self.enter = nn.Linear(features, hidden)
         blocks = ([nn.Linear(hidden, hidden) for _ in range(depth)] for _ in range(res_blocks))
         self.blocks = nn.ModuleList(map(nn.ModuleList, blocks))
-        self.leave = nn.Linear(hidden, outputs)
+        self.leave = nn.Linear(hidden, outputs * features)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.enter(x)
+    def forward(self, values: Tensor) -> tuple[Tensor, ...]:
+        x = self.enter(values)
         for block in self.blocks:
             hidden = x
             for linear in block:
                 hidden = linear(F.silu(hidden))
             x = x + hidden
-        return self.leave(F.silu(x))
+        # What follows a network is never in its reduced precision.
+        s, t, *bump = self.leave(F.silu(x)).to(values.dtype).chunk(self.outputs, -1)
+        s = 2 * torch.tanh(s / 2)
+        if not bump:
+            return s, t
+        q, d, g = bump
+        return s, t, 0.95 * torch.tanh(q), 2 * torch.tanh(d / 2), g
 
+    @torch.no_grad()
+    def standardise(self, values: Tensor) -> None:
+        """Let what it moves, (N, d), get mean 0 and, as far as s reaches, deviation 1.
 
-def _bounded(raw: Tensor, outputs: int) -> tuple[Tensor, ...]:
-    """A network's numbers (N, outputs d) as parameters of a map, bounded smoothly.
-
-    s = 2 tanh(s' / 2) and d likewise, q = 0.95 tanh(q').
-    """
-    s, t, *bump = raw.chunk(outputs, -1)
-    s = 2 * torch.tanh(s / 2)
-    if not bump:
-        return s, t
-    q, d, g = bump
-    return s, t, 0.95 * torch.tanh(q), 2 * torch.tanh(d / 2), g
-
-
-def _standardise(network: LeanNetwork, values: Tensor, outputs: int) -> None:
-    """Let what a new network moves, values (N, d), get mean 0 and, as far as s reaches, deviation 1.
-
-    A start from data (Salimans and Kingma 2016): networks begin at zero and would take hundreds
-    of steps to learn it.
-    """
-    s = (-values.std(0).log()).clamp(-1.8, 1.8)
-    bias = network.leave.bias.view(outputs, -1)
-    bias[0], bias[1] = 2 * torch.atanh(s / 2), -s.exp() * values.mean(0)
+        A start from data (Salimans and Kingma 2016): networks begin at zero and would take
+        hundreds of steps to learn it.
+        """
+        s = (-values.std(0).log()).clamp(-1.8, 1.8)
+        bias = self.leave.bias.view(self.outputs, -1)
+        bias[0], bias[1] = 2 * torch.atanh(s / 2), -s.exp() * values.mean(0)
 
 
 class LeanSubnet(nn.Module):
-    """A :class:`LeanNetwork` per half-step, from C m^2 / 2 values to their coupling's parameters.
+    """A :class:`LeanNetwork` per half-step; arguments of :class:`PublishedSubnet`.
 
-    Same arguments as :class:`PublishedSubnet`; the halves have networks of their own, so their
-    order is free.
+    The halves have networks of their own, so their order is free.
     """
 
     def __init__(
@@ -216,19 +206,16 @@ class LeanSubnet(nn.Module):
     ) -> None:
         super().__init__()
         features = block[0] * block[1] ** 2 // 2
-        halves = (LeanNetwork(features, outputs * features, *sizes) for _ in range(2))
-        self.halves, self.outputs = nn.ModuleList(halves), outputs
+        self.halves = nn.ModuleList(LeanNetwork(features, outputs, *sizes) for _ in range(2))
 
-    @torch.no_grad()
     def standardise(self, first: Tensor, second: Tensor) -> None:
         """Start from the halves (N, d) of data."""
-        for network, half in zip(self.halves, (second, first), strict=True):
-            _standardise(network, half, self.outputs)
+        self.halves[0].standardise(second)
+        self.halves[1].standardise(first)
 
     def prepare(self) -> Parameters:
         """The map from (half, half-step) to the coupling's parameters."""
-        # What follows a network is never in its reduced precision.
-        return lambda half, step: _bounded(self.halves[step](half).to(half.dtype), self.outputs)
+        return lambda half, step: self.halves[step](half)
 
 
 class AutoregressiveSubnet(nn.Module):
@@ -250,8 +237,7 @@ class AutoregressiveSubnet(nn.Module):
     ) -> None:
         super().__init__()
         channels, hidden, positions = block[0], sizes[1], block[1] ** 2
-        self.network = LeanNetwork(channels * positions, outputs * channels * positions, *sizes)
-        self.outputs = outputs
+        self.network = LeanNetwork(channels * positions, outputs, *sizes)
         rank = torch.arange(positions)
         rank = rank.flip(0) if reverse else rank
         rank = rank.view(2, 1, -1).expand(2, channels, -1).flatten()  # of each value of (a, b)
@@ -267,25 +253,23 @@ class AutoregressiveSubnet(nn.Module):
         order = rank.argsort().view(positions, channels)
         self.register_buffer("order", order, persistent=False)
 
-    @torch.no_grad()
     def standardise(self, first: Tensor, second: Tensor) -> None:
         """Start from the halves (N, d / 2) of data."""
-        _standardise(self.network, torch.cat((first, second), -1), self.outputs)
+        self.network.standardise(torch.cat((first, second), -1))
 
     def prepare(self) -> Callable[..., tuple[Tensor, ...]]:
         """Mask the weights once; the result maps (blocks (N, d), which values) to their parameters."""
-        weights = dict(self.network.named_parameters())
+        weights, outputs = dict(self.network.named_parameters()), self.network.outputs
         for name in weights:
             if name.endswith("weight"):
                 weights[name] = weights[name] * self.get_buffer(name.partition(".")[0])
 
         def parameters(x: Tensor, which: Tensor | slice = slice(None)) -> tuple[Tensor, ...]:
             leave = {
-                name: weights[name].unflatten(0, (self.outputs, -1))[:, which].flatten(0, 1)
+                name: weights[name].unflatten(0, (outputs, -1))[:, which].flatten(0, 1)
                 for name in ("leave.weight", "leave.bias")
             }
-            raw = functional_call(self.network, weights | leave, x)
-            return _bounded(raw.to(x.dtype), self.outputs)
+            return functional_call(self.network, weights | leave, x)
 
         return parameters
 

@@ -12,8 +12,7 @@ from torch import Tensor
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
-HALF_STEP = 2.0**-25
-"""Half a step of :func:`uniform`, for those who must not be given 0."""
+HALF_STEP = 2.0**-25  # half a step of `uniform`, for those who must not be given 0
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -24,10 +23,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def stream(*parts: int | Tensor, index: Tensor) -> Tensor:
-    """One stream key (N,) int64 for each entry of ``index`` (N,) int64.
-
-    ``parts`` are whole numbers, or tensors of them like ``index``.
-    """
+    """One stream key (N,) int64 for each entry of ``index``; ``parts`` can be tensors like it."""
     state = torch.zeros_like(index)
     for part in parts:
         state = _mix(state * _MIX1 + _GAMMA + part)

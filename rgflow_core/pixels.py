@@ -29,17 +29,19 @@ def dequantise(images: Tensor, noise: Tensor) -> Tensor:
 
 
 def to_logit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values in [0, 1], (B, C, L, L), to y = logit(0.05 + 0.9 x) and log|det dy/dx| (B,).
-
-    The log-determinant per dimension is softplus(y) + softplus(-y) + log 0.9; its sum is float64.
-    """
+    """Values in [0, 1], (B, C, L, L), to y = logit(0.05 + 0.9 x) and log|det dy/dx| (B,), float64."""
     y = torch.logit(MARGIN + (1 - 2 * MARGIN) * x)
     return y, logit_log_derivative(y).flatten(1).sum(1, dtype=torch.float64)
 
 
+def logit_log_slope(y: Tensor) -> Tensor:
+    """Log-derivative of the logit where it is y."""
+    return F.softplus(y) + F.softplus(-y)
+
+
 def logit_log_derivative(y: Tensor) -> Tensor:
-    """log dy/dx of each value, a function of y."""
-    return F.softplus(y) + F.softplus(-y) + math.log(1 - 2 * MARGIN)
+    """log dy/dx of each value of :func:`to_logit`, a function of y."""
+    return logit_log_slope(y) + math.log(1 - 2 * MARGIN)
 
 
 def from_logit(y: Tensor, clip: bool = True) -> Tensor:

@@ -50,13 +50,10 @@ class Prior:
         temperature: float | Sequence[float] = 1.0,
         like: Tensor | None = None,
     ) -> Distribution:
-        """The prior over latents (C, L, L) of a flow.
+        """The prior over latents (C, L, L) of a flow, of the dtype and on the device of ``like``.
 
-        Args:
-            config: of the flow.
-            temperature: multiplies the scale (both codes; IGF23's text has a Gaussian of
-                variance T instead); one value, or one per level, finest first.
-            like: tensor whose dtype and device to use.
+        A temperature multiplies the scale (both codes; IGF23's text has a Gaussian of variance T
+        instead); it is one value, or one per level, finest first.
 
         Raises:
             UserError: if a temperature is not positive and finite, or the count is wrong.

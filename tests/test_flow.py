@@ -149,8 +149,6 @@ def test_variants_of_the_computation_change_no_result(network):
     assert less < much
     assert any(g.abs().max() > 0 for g in plain)
     assert all(map(torch.equal, plain, again))
-    flow.use_checkpointing(False)
-    assert gradients()[1] == much
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -219,8 +217,6 @@ def test_levels_one_by_one_are_the_whole_flow(order):
     parts = flow.split(lattice_levels(16, 4).double().expand(y.shape))
     assert [tuple(part.shape[2:]) for part in parts] == [(3, 8, 8), (3, 4, 4), (4, 4)]
     assert [part.unique().tolist() for part in parts] == [[0], [1], [2]]
-    for wants_all in (flow.join, lambda latents: next(flow.decode(latents))):
-        assert "3" in said_by(wants_all, parts[:2])
 
 
 def count(**fields):
@@ -298,4 +294,3 @@ def test_wrong_inputs_are_refused():
         for shape in ((1, 8, 8), (2, 3, 8, 8), (2, 1, 8, 16), (0, 1, 8, 8)):
             assert "shape" in said_by(function, torch.zeros(shape, dtype=torch.float64))
         assert "float64 like the weights" in said_by(function, torch.zeros(1, 1, 8, 8))
-    assert "config" in said_by(RGFlow, 32)

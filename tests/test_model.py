@@ -172,7 +172,6 @@ def test_numpys_numbers_are_taken_and_kept_as_pythons():
     assert len(evaluate(model, pictures(3, (1, 8, 8)), batch=i(2), progress=False)) == 3
     labels = msds.labels("msds1", "test", i(2), np.int32(4), np.uint8(3))
     assert np.array_equal(labels, msds.labels("msds1", "test", 2, 4, 3))
-    assert np.array_equal(msds.render(labels, i(1)), msds.render(labels))
     settings = train.Settings(epochs=i(2), lr=np.float32(0.5))
     assert (type(settings.epochs), settings.lr) == (int, 0.5)
     assert "whole number" in said_by(msds.labels, "msds1", "test", 0, 1.5)

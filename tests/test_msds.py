@@ -48,8 +48,7 @@ def test_pictures_equal_pillows(kind):
     labels = msds.labels(kind, "train", 5000, 5100) if kind in SETS else unusual(ANGLES[kind])
     drawn = msds.render(labels)
     np.testing.assert_array_equal(drawn, pillow_render(labels))
-    np.testing.assert_array_equal(msds.render(labels, chunk=7), drawn)
-    for few in (slice(13, 14), slice(0)):
+    for few in (slice(13, 14), slice(5, 71), slice(0)):
         np.testing.assert_array_equal(msds.render(labels[few]), drawn[few])
 
 
