@@ -12,8 +12,7 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable
-from itertools import chain, count, product
+from itertools import count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,19 +79,9 @@ def _bare(state: dict, path: Path) -> dict:
     return bare
 
 
-def _type(tensors: Iterable[Tensor], path: Path) -> torch.dtype:
-    """The one floating-point type of all tensors; :class:`UserError` if there are others."""
-    types = {value.dtype for value in tensors}
-    if len(types) != 1 or not next(iter(types)).is_floating_point:
-        names = ", ".join(sorted(map(str, types)))
-        raise UserError(f"{path}: its tensors must be of one floating-point type, not {names}")
-    return types.pop()
-
-
 def check_finite(state: dict[str, Tensor], path: Path) -> None:
     """Raise :class:`UserError` if a tensor holds NaN or infinity."""
-    bad = [name for name, value in state.items() if not value.isfinite().all()]
-    if bad:
+    if bad := [name for name, value in state.items() if not value.isfinite().all()]:
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
 
 
@@ -106,8 +95,9 @@ def tensors(model: PictureModel) -> dict[str, Tensor]:
 
 def fill(model: PictureModel, state: dict[str, Tensor]) -> None:
     """Undo :func:`tensors`; ``RuntimeError`` if names or shapes are another model's."""
-    names = {name: name if name.startswith(_LEARNED) else f"flow.{name}" for name in state}
-    model.load_state_dict({names[name]: value for name, value in state.items()})
+    model.load_state_dict(
+        {k if k.startswith(_LEARNED) else f"flow.{k}": value for k, value in state.items()}
+    )
 
 
 def _build(
@@ -127,17 +117,19 @@ def _build(
     with torch.device("meta"):
         wanted = {name: value.shape for name, value in tensors(empty()).items()}
     given = {name: value.shape for name, value in state.items()}
-    wrong = {name for name, _ in wanted.items() ^ given.items()}
-    if wrong:
+    if wrong := {name for name, _ in wanted.items() ^ given.items()}:
         raise UserError(
             f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
         )
-    dtype = _type(state.values(), path)
+    types = {value.dtype for value in state.values()}
+    if len(types) > 1 or not (dtype := types.pop()).is_floating_point:
+        raise UserError(f"{path}: its tensors must be of one floating-point type")
     if dtype.itemsize < 4:
         print(f"{path}: its weights are {dtype}, computed with in float32", file=sys.stderr)
+        dtype = torch.float32
         state = {name: value.float() for name, value in state.items()}
     check_finite(state, path)
-    model = empty().to(next(iter(state.values())).dtype)
+    model = empty().to(dtype)
     fill(model, state)
     return model.eval()
 
@@ -193,9 +185,7 @@ def _count(state: dict, prefix: str) -> int:
 
 def _published_config(state: dict[str, Tensor], layout: _Layout) -> RGFlowConfig:
     """The structure that names and shapes of a published state dict tell."""
-    channels, kernel, width = state[layout.masks[0].format(i=0)].shape
-    if kernel != width:
-        raise ValueError(f"its first mask is not square but {kernel} x {width}")
+    channels, kernel, _ = state[layout.masks[0].format(i=0)].shape
     levels = []
     for i in range(0, _count(state, "layers.") // 2 * 2, 2):
         first = layout.network.format(i=i, net="s", k=0) + ".res_blocks."
@@ -238,13 +228,9 @@ def _masks(config: RGFlowConfig, layout: _Layout) -> dict[str, Tensor]:
 
 
 def load_published(path: str | Path) -> RGFlow:
-    """Read a checkpoint of either published code; its structure is inferred from the file.
+    """Read a flow from a checkpoint of either published code; the file tells its structure.
 
-    Args:
-        path: a file in the authors' or IGF23's layout, with or without its optimiser.
-
-    Returns:
-        The flow alone, in the dtype of the file. The prior is the caller's to choose.
+    The prior is the caller's to choose.
 
     Raises:
         UserError: if the file is missing, damaged, in neither layout, or inconsistent.
@@ -262,12 +248,10 @@ def _from_published(content: dict, path: Path, prior: str = "laplace") -> Pictur
         for key, mask in _masks(config, layout).items():
             if key in state and not torch.equal(state[key].reshape(mask.shape).to(mask), mask):
                 raise UserError(f"{path}: {key} is not the checkerboard of layout {name}")
-        pairs = {
-            ours: [state.pop(key) for key in theirs]
+        weights = {
+            ours: torch.stack([state.pop(key) for key in theirs])
             for ours, theirs in _published_names(config, layout).items()
         }
-        _type(chain(*pairs.values()), path)
-        weights = {ours: torch.stack(pair) for ours, pair in pairs.items()}
         metadata = {"source": str(path), "layout": name}
         model = _build(config, weights, path, Prior(prior, layout.convention), metadata)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
@@ -283,13 +267,9 @@ def _refuse_folded(flow: RGFlow) -> None:
 
 
 def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | None = None) -> None:
-    """Write a flow for one of the published codes; the inverse of :func:`load_published`.
+    """Write a flow for one of the published codes, "authors" or "igf23".
 
-    Args:
-        flow: a flow with published subnets in the layout's parity and the code's order.
-        path: file to write.
-        layout: "authors" or "igf23".
-        prior: its scale is a buffer of the authors' layout; by default the Laplace prior's.
+    The scale of ``prior`` is a buffer of the authors' layout; by default it is the Laplace prior's.
 
     Raises:
         UserError: if the layout is unknown or cannot hold this flow.
@@ -335,10 +315,7 @@ def write_tensors(path: str | Path, header: dict[str, str], tensors: dict[str, T
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = header | {"sha256": _sha256(header, tensors)}
     with replacing(path) as temporary:
-        try:
-            safetensors.torch.save_file(tensors, temporary, header)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"disk full? {error}") from None
+        temporary.write_bytes(safetensors.torch.save(tensors, header))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
@@ -365,7 +342,6 @@ def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
     """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
     _refuse_folded(model.flow)
     header = {
-        "format": "rgflow_core",
         "config": json.dumps(model.flow.config.to_dict()),
         "prior": json.dumps(vars(model.prior)),
         "provenance": json.dumps(provenance),
@@ -373,35 +349,28 @@ def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
     write_tensors(path, header, tensors(model))
 
 
-def _from_ours(content: dict, path: Path, metadata: dict) -> PictureModel:
-    prior, config = Prior(**content["prior"]), config_of(content["config"])
-    state = _bare(content["model"], path)
-    _check_tensors(state, path)
-    return _build(config, state, path, prior, metadata)
-
-
 def load(path: str | Path, prior: str | None = None) -> PictureModel:
-    """Read a model from any file this project knows.
+    """Read a model from our ``.safetensors``, a training checkpoint, or either published layout.
 
-    Args:
-        path: our ``.safetensors``, a training checkpoint ``rgflow_epNNN.pth``, or a checkpoint
-            in either published layout.
-        prior: name of the prior of a published checkpoint, which does not say it; its scale
-            convention is that of the file's layout.
+    ``prior`` is the name of the prior of a published checkpoint, which does not say it; its scale
+    convention is that of the file's layout.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         header, state = read_tensors(path)
-        if header.get("format") != "rgflow_core":
-            raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
         with refusing_damage(path):
             content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
-            model = _from_ours(content | {"model": state}, path, content["provenance"])
-    elif "config" in (content := read_pickle(path)):
+        content["model"], metadata = state, content["provenance"]
+    else:
+        content = read_pickle(path)
+        names = ("epoch", "step", "settings", "train_fingerprint")
+        metadata = {name: content.get(name) for name in names}
+    if "config" in content:
         with refusing_damage(path):
-            metadata = {name: content[name] for name in ("epoch", "step", "settings")}
-            metadata["train_fingerprint"] = content.get("train_fingerprint")
-            model = _from_ours(content, path, metadata)
+            config, own = config_of(content["config"]), Prior(**content["prior"])
+            state = _bare(content["model"], path)
+            _check_tensors(state, path)
+            model = _build(config, state, path, own, metadata)
     else:
         model = _from_published(content, path, prior or "laplace")
         if prior is None:

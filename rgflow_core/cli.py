@@ -118,16 +118,10 @@ def typed(kind: type, description: str, argv: list[str] | None = None) -> dict[s
 
 
 def parse(kind: type[Knobs], description: str, argv: list[str] | None = None) -> Knobs:
-    """The knobs of a command from its command line.
-
-    Args:
-        kind: a pydantic dataclass.
-        description: of the command.
-        argv: by default what was typed.
+    """The knobs of a command, a pydantic dataclass, from its command line.
 
     Raises:
         UserError: names the flag, what is allowed and what was given.
-        SystemExit: after ``--help``, and for flags that do not exist.
     """
     return kind(**typed(kind, description, argv))
 
@@ -142,10 +136,9 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "mps":
-            raise RuntimeError("MPS has no float64")
-        torch.empty(1, device=device).item()  # of device meta there is no value
-    except (RuntimeError, AssertionError) as error:
+        # MPS has no float64, and device meta no values.
+        torch.empty(1, dtype=torch.float64, device=device).item()
+    except (RuntimeError, TypeError, AssertionError) as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]
         raise UserError(f"device {name!r} cannot be used here ({reason}); try cpu") from None
     return device
@@ -178,16 +171,12 @@ def new_file(name: str) -> Path:
     return path
 
 
-def _terminate(*_: object) -> NoReturn:
-    raise SystemExit(143)
-
-
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a command and exit: 0, or one line and 2 for what a user can put right.
 
     130 after Ctrl-C and 143 after SIGTERM; any other error is ours and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.stdout.reconfigure(errors="backslashreplace")  # as stderr is: what a locale cannot write
     try:
         main()

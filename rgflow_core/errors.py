@@ -50,9 +50,7 @@ def check_counts(least: int = 1, /, **numbers: object) -> list[int]:
 def explain(error: Exception, name: Callable[[str], str] = str) -> str:
     """One line: what an error says; of pydantic's: what is wrong, what is allowed, what was given.
 
-    Args:
-        error: any error.
-        name: how to name a field.
+    ``name`` says how to name a field.
     """
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, datasets, msds, pictures
+from rgflow_core import cli, datasets, msds
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import provenance, write_json
 from rgflow_core.model import PictureModel
@@ -26,30 +27,20 @@ def evaluate(
     progress: bool = True,
     index: Tensor | None = None,
 ) -> Tensor:
-    """Bits per dimension of each picture.
+    """Bits per dimension (N,) float64 of pictures, uint8 (N, C, L, L).
 
-    Args:
-        model: flow and prior.
-        images: uint8 (N, C, L, L).
-        seed: of the dequantisation noise, a function of seed and image index.
-        batch: pictures at a time; changes nothing but memory and speed.
-        progress: show a progress bar.
-        index: (N,) numbers of the images in their set; by default 0 ... N-1.
-
-    Returns:
-        (N,) float64.
+    The dequantisation noise is a function of ``seed`` and of ``index`` (N,), the pictures' numbers
+    in their set, by default 0 ... N-1; ``batch`` changes nothing but memory and speed.
     """
     check_images(images, model.flow.config.shape)
     (batch,) = check_counts(batch=batch)
     model = model.fold()
     index = torch.arange(len(images)) if index is None else index
-    values = []
-    with tqdm(
-        desc="evaluating", total=len(images), unit="image", leave=False, disable=not progress
-    ) as bar:
-        for part, which in zip(images.split(batch), index.split(batch), strict=True):
-            values.append(model.bits_per_dim(part, model.noise(which, seed)).cpu())
-            bar.update(len(part))
+    parts = list(zip(images.split(batch), index.split(batch), strict=True))
+    values = [
+        model.bits_per_dim(part, model.noise(which, seed)).cpu()
+        for part, which in tqdm(parts, "evaluating", leave=False, disable=not progress)
+    ]
     return torch.cat(values)
 
 
@@ -80,33 +71,30 @@ def chosen_data(
     file: str | Path, model: PictureModel, dataset: str | None = None, data_root: str | None = None
 ) -> tuple[str, str]:
     """The data set and data root that a file's model was trained on, unless others are given."""
-    settings = model.metadata.get("settings")
-    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
-    own, root = said.get("dataset"), said.get("data_root", "data")
+    settings = model.metadata.get("settings") or {}
+    own, root = settings.get("dataset"), settings.get("data_root", "data")
     name = dataset or own
     if name is None:
         names = ", ".join(datasets.SOURCES)
         raise UserError(f"{file}: does not say its data set; add --dataset with one of {names}")
+    if own and name != own:
+        print(f"note: {file} was trained on {own}, evaluated on {name}", file=sys.stderr)
     if name != own or (name in msds.SETS and not Path(root).is_dir()):
-        where = data_root or "data"  # nothing is drawn where a file from elsewhere says
-    else:
-        where = data_root or root
-    if own and (name != own or (name == "folder" and Path(where) != Path(root))):
-        line = f"was trained on {own} ({root}), evaluated on {name} ({where})"
-        print(f"note: {file} {line}", file=sys.stderr)
-    return name, where
+        root = "data"  # nothing is drawn where a file from elsewhere says
+    return name, data_root or root
 
 
-def say_if_changed(file: str, model: PictureModel, root: str) -> None:
+def say_if_changed(model: PictureModel, root: str) -> None:
     """Say if a folder's training pictures are others now: they could have become test pictures."""
-    settings, trained = model.metadata.get("settings"), model.metadata.get("train_fingerprint")
-    own = isinstance(settings, dict) and (settings.get("dataset"), settings.get("data_root"))
-    if not trained or own != ("folder", root) or not pictures.splits(Path(root))[0]["train"]:
+    settings, size = model.metadata.get("settings") or {}, model.flow.config.image_size
+    if (settings.get("dataset"), settings.get("data_root")) != ("folder", root):
         return
-    limit, size = settings.get("train_images"), model.flow.config.image_size
-    if datasets.load_split("folder", "train", root, limit, size=size).fingerprint != trained:
-        line = "has other training pictures now; some of those that it had may be evaluated here"
-        print(f"note: {root} {line} ({file})", file=sys.stderr)
+    with suppress(UserError):  # there may be none any more
+        limit = settings["train_images"]
+        now = datasets.load_split("folder", "train", root, limit, size=size).fingerprint
+        if now != model.metadata["train_fingerprint"]:
+            line = "has other training pictures now; some that it had may be evaluated here"
+            print(f"note: {root} {line}", file=sys.stderr)
 
 
 def main() -> None:
@@ -120,14 +108,12 @@ def main() -> None:
     size = model.flow.config.image_size
     images = datasets.load_split(name, args.split, root, args.limit, size=size).images
     if args.split != "train":
-        say_if_changed(args.file, model, root)
+        say_if_changed(model, root)
     bits = evaluate(model, images, args.seed, args.batch_size)
     if not bits.isfinite().all():
         bad = (~bits.isfinite()).nonzero().flatten()
-        raise UserError(
-            f"{args.file}: {len(bad)} of {len(bits)} pictures have no finite bits per dimension, "
-            f"first number {bad[0]}"
-        )
+        line = f"{len(bad)} of {len(bits)} pictures have no finite bits per dimension"
+        raise UserError(f"{args.file}: {line}, first number {bad[0]}")
     result = mean_and_error(bits)
     result |= {"dataset": name, "split": args.split, "prior": vars(model.prior)}
     print(json.dumps(result))

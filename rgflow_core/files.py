@@ -36,13 +36,11 @@ def make_folder(path: str | Path) -> Path:
 
 def check_writable(folder: str | Path) -> None:
     """Raise :class:`UserError` before any work if a folder could not be made or written to."""
-    for here in (Path(folder), *Path(folder).resolve().parents):
-        if here.exists():
-            if not here.is_dir():
-                raise UserError(f"{here}: is a file, not a folder; choose another place")
-            if not os.access(here, os.W_OK):
-                raise UserError(f"{here}: cannot be written to; choose another place")
-            return
+    here = next(f for f in (Path(folder), *Path(folder).resolve().parents) if f.exists())
+    if not here.is_dir():
+        raise UserError(f"{here}: is a file, not a folder; choose another place")
+    if not os.access(here, os.W_OK):
+        raise UserError(f"{here}: cannot be written to; choose another place")
 
 
 def _acquire(lock: FileLock, timeout: float = -1) -> bool:
@@ -135,9 +133,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
 def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder; a killed one counts no more.
 
-    Args:
-        folder: it is made if need be, and removed again if nothing is put there.
-        wait: for the other process to end, which is said.
+    The folder is made if need be, and removed again if nothing is put there. To ``wait`` for
+    another process is said.
 
     Raises:
         UserError: if another process works there, and ``wait`` is false.
@@ -171,12 +168,7 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
 
 @contextmanager
 def refusing_damage(path: str | Path, what: str = "a readable checkpoint") -> Iterator[None]:
-    """Turn the errors that a damaged or foreign file causes into one :class:`UserError`.
-
-    Args:
-        path: the file.
-        what: it should be.
-    """
+    """Turn the errors of a file that is damaged, or not ``what`` it should be, into a UserError."""
     try:
         yield
     except Exception as error:  # bytes that are anything raise anything
@@ -184,9 +176,8 @@ def refusing_damage(path: str | Path, what: str = "a readable checkpoint") -> It
             raise
         foreign = isinstance(error, ValidationError)
         reason = explain(error) if foreign else str(error).partition("\n")[0]
-        reason = reason or type(error).__name__
-        if isinstance(error, KeyError):
-            reason = f"it lacks {reason}"
+        lacks = "it lacks " if isinstance(error, KeyError) else ""
+        reason = lacks + (reason or type(error).__name__)
         raise UserError(f"{path}: damaged or not {what}: {reason}") from None
 
 
@@ -208,15 +199,11 @@ def read_json(path: str | Path, by_hand: bool = True) -> dict:
     A file of :func:`write_json` is compared with its SHA-256; only one that may be written
     ``by_hand`` needs none.
     """
-    try:
+    with refusing_damage(path, "a JSON object"):
         content = json.loads(Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
-    stated = content.pop("sha256", None)
-    if stated != _digest(content) and not (by_hand and stated is None):
-        raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
+        stated = content.pop("sha256", None)
+        if stated != _digest(content) and not (by_hand and stated is None):
+            raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
     return content
 
 

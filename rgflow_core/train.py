@@ -5,7 +5,8 @@ the seed, the pass through the data and the picture's index, so that a run that 
 resumed equals one that never stopped, bit for bit on a CPU with the same number of threads.
 
 In this order: the knobs; which pictures a step sees; the :class:`Run`, which a checkpoint holds;
-:func:`train` and its :func:`loop`; the command line. What it runs on is in ``running``.
+:func:`train`, one :func:`step` and the :func:`loop`; the command line. What it runs on is in
+``running``.
 """
 
 import json
@@ -13,6 +14,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime
@@ -21,9 +23,9 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
@@ -110,10 +112,7 @@ class Settings:
     images_per_epoch: Count | None = knob(None, "pictures between two validations")
     train_images: Count | None = knob(None, "train on the first so many only")
     val_images: Count | None = knob(None, "validate on the first so many only")
-    # Older records say null, where free memory decided.
-    checkpointing: Annotated[bool, BeforeValidator(lambda on: on is not None and on)] = knob(
-        False, "recompute activations: less memory, more time"
-    )
+    checkpointing: bool = knob(False, "recompute activations: less memory, more time")
     precision: one_of(PRECISIONS) = knob("float32", "of the networks in training")
     compile: bool = knob(False, "torch.compile the coupling layers")
     device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -158,10 +157,7 @@ def flow_config(settings: Settings) -> RGFlowConfig:
     if isinstance(layers := fields.get("coupling_layers"), tuple):  # of 32 pixels' levels
         levels = (settings.image_size // fields.get("kernel", 4)).bit_length()
         fields["coupling_layers"] = (layers + layers[-1:] * levels)[:levels]
-    try:
-        return config_of({"image_size": settings.image_size, "channels": channels} | fields)
-    except UserError as error:
-        raise UserError(f"model {settings.model}: {error}") from None
+    return config_of({"image_size": settings.image_size, "channels": channels} | fields)
 
 
 def rate_factor(settings: Settings, step: int, steps: int) -> float:
@@ -231,15 +227,12 @@ def _optimizers(settings: Settings, model: PictureModel) -> list[torch.optim.Opt
         is_matrix = p.ndim in (2, 3) and p.shape[-2] == p.shape[-1]  # or a stack of them
         (square if muon and is_matrix else rest).append(p)
     decay, betas = settings.weight_decay, (0.9, settings.beta2)
-    optimizers = [
-        torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
-    ]
-    if square:
-        optimizers.append(Muon(square, settings.matrix_lr))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
-    return optimizers
+    adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
+    return [adamw, Muon(square, settings.matrix_lr)] if square else [adamw]
+
+
+STATE = ("step", "seconds", "history", "running", "starts")
+"""What changes in a :class:`Run` beside weights and optimisers."""
 
 
 class Run:
@@ -285,7 +278,7 @@ class Run:
             "epoch": len(self.history),
             "model": checkpoints.tensors(self.model),
             "optim": [optimizer.state_dict() for optimizer in self.optimizers],
-            **{k: getattr(self, k) for k in ("step", "seconds", "history", "running", "starts")},
+            **{name: getattr(self, name) for name in STATE},
         }
         checkpoints.write_pickle(self.folder / "ckpt" / name, state | self.facts)
 
@@ -294,16 +287,11 @@ class Run:
         state = checkpoints.read_pickle(path)
         with refusing_damage(path):
             self._compare(state, path)
-            checkpoints.check_finite(state["model"], path)
             checkpoints.fill(self.model, state["model"])
-            groups = [[len(g["params"]) for g in o["param_groups"]] for o in state["optim"]]
-            if groups != [[len(g["params"]) for g in o.param_groups] for o in self.optimizers]:
-                raise UserError(f"{path}: optimised in another way by another version; start anew")
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
-            self.step, self.seconds = int(state["step"]), float(state["seconds"])
-            self.running, self.history = list(state["running"]), list(state["history"])
-            self.starts = list(state["starts"])
+            for name in STATE:
+                setattr(self, name, state[name])
             if len(self.history) != state["epoch"]:
                 raise UserError(f"{path}: damaged: its epochs do not fit its history")
 
@@ -315,10 +303,9 @@ class Run:
             changes = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in differ)
             changes += "; a cosine schedule is of all its epochs" if "epochs" in differ else ""
             raise UserError(f"{path}: made with other settings ({changes}); use another run folder")
-        if state["config"] != self.facts["config"]:
-            raise UserError(f"{path}: holds another model configuration; use another run folder")
-        if state["train_fingerprint"] != self.facts["train_fingerprint"]:
-            raise UserError(f"{path}: its training data have changed since; use another run folder")
+        for name, what in {"config": "model", "train_fingerprint": "training data"}.items():
+            if state[name] != self.facts[name]:
+                raise UserError(f"{path}: its {what} was another then; use another run folder")
         if state["threads"] != self.facts["threads"]:
             log.info(
                 f"Begun on {state['threads']} threads, now on {self.facts['threads']}: results "
@@ -375,7 +362,7 @@ class Run:
         values = evaluate.evaluate(self.model, val[which], progress=False, index=which)
         valid = evaluate.mean_and_error(self.ranks.gathered(values, len(val)))
         if not math.isfinite(valid["bpd"]):
-            raise diverged(self, valid["bpd"])
+            raise Diverged(self.step, f"validation bpd {valid['bpd']}")
         epoch, now = self.step // self.epoch_steps, time.perf_counter()
         took, self.validated = now - self.validated, now
         log.info(f"Epoch {epoch} took {took:.1f} s, {self.folder}")
@@ -398,7 +385,7 @@ class Run:
         final = self.folder / "model.safetensors"
         checkpoints.fill(self.model, checkpoints.read_pickle(path)["model"])
         facts = {
-            **{k: v for k, v in self.facts.items() if k != "prior"},
+            **self.facts,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "images_seen": self.history[-1]["images"],
             "seconds": self.seconds,
@@ -415,21 +402,11 @@ class Run:
 class Diverged(UserError):
     """A training that cannot go on."""
 
-
-def diverged(run: Run, loss: float, all_outliers: bool = False, bpd: float = 0.0) -> Diverged:
-    """The error for a loss or gradient that is not finite, or pictures that are all outliers."""
-    if all_outliers:
-        return Diverged(
-            f"step {run.step}: all pictures are worse than --outlier-bpd {run.settings.outlier_bpd} "
-            f"(mean {bpd:.4g} bits), diverged; start a new run with a larger one, or a lower --lr"
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(
+            f"{what} at step {step}, diverged; checkpoints written before are good; start a new "
+            "run with a lower --lr, or with --warmup"
         )
-    gradients = {name: p.grad for name, p in run.model.named_parameters() if p.grad is not None}
-    bad = [name for name, gradient in gradients.items() if not gradient.isfinite().all()]
-    where = f"gradient of {bad[0]} and {len(bad) - 1} more" if bad else "all gradients are finite"
-    return Diverged(
-        f"loss {loss} at step {run.step}, diverged: {where}; checkpoints written before are "
-        "good; start a new run with a lower --lr, or with --warmup"
-    )
 
 
 # The run
@@ -438,23 +415,16 @@ def diverged(run: Run, loss: float, all_outliers: bool = False, bpd: float = 0.0
 def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path:
     """Train a model, or go on where the run in ``folder`` stopped.
 
-    Args:
-        settings: every knob.
-        folder: run folder; gets ``ckpt/``, ``logs/``, ``samples/``, ``metrics.jsonl`` and, at
-            the end, ``record.json`` and ``model.safetensors`` (the best epoch by validation).
-        progress: show a bar with rate and time left.
-
-    Returns:
-        The path of ``model.safetensors``.
+    The folder gets ``ckpt/``, ``logs/``, ``samples/``, ``metrics.jsonl`` and, at the end,
+    ``record.json`` and ``model.safetensors`` (the best epoch by validation), whose path is returned.
 
     Raises:
         UserError: for data or checkpoints that cannot be used, and if it diverges; the last good
             checkpoint is kept.
     """
-    folder, size = Path(folder), flow_config(settings).image_size
     check_writable(folder)
-    ranks = Ranks(settings.device)
-    folder = ranks.agreed(folder)
+    ranks, size = Ranks(settings.device), flow_config(settings).image_size
+    folder = ranks.agreed(Path(folder))
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
         raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
@@ -476,15 +446,12 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         if latest := latest_checkpoint(folder):
             run.restore(latest)
         stack.callback(ranks.close)
-        run.starts.append({"step": run.step, "commit": provenance()["commit"]})
         if final.exists() and len(run.history) >= settings.epochs:
             return final
         if not ranks.rank:
             stack.enter_context(logging_to(folder))
-        begin(run, len(data.images), len(val.images))
         images = data.images.to(ranks.device)
-        if settings.standardise and not run.step:
-            start_from_data(run, images)
+        begin(run, images)
         loop(run, images, val.images, signals, progress)
         if not ranks.rank:
             run.finish()
@@ -492,48 +459,83 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     return final
 
 
-def begin(run: Run, images: int, val: int) -> None:
-    """Say what is trained; drop what a killed run wrote after its last checkpoint."""
+@torch.no_grad()
+def begin(run: Run, images: Tensor) -> None:
+    """Start from the data, or drop what a killed run wrote after its last checkpoint."""
     settings, ranks, model = run.settings, run.ranks, run.model
-    if settings.compile:
-        with precision(settings.precision, ranks.device):
-            compile_couplings(model.flow)
+    run.starts.append({"step": run.step, "commit": provenance()["commit"]})
+    run.truncate_metrics()
     log.info(
         f"{settings.model} model, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
-        f"{settings.prior} prior, {images} training and {val} validation images, "
-        f"batches of {run.batch_size} on {ranks.device}"
-        + (f" and {ranks.world} processes" if ranks.world > 1 else "")
+        f"{settings.prior} prior, {len(images)} training images, batches of {run.batch_size} on "
+        f"{ranks.world} x {ranks.device}, from step {run.step} of {run.steps}"
     )
-    if run.step:
-        log.info(f"Resuming at step {run.step} of {run.steps}")
-    run.truncate_metrics()
+    if settings.compile:
+        with precision(settings.precision, ranks.device), torch.enable_grad():
+            compile_couplings(model.flow)
+    if settings.standardise and not run.step:  # the same in each process
+        count, seed = len(images), settings.seed
+        index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
+        y, *_ = model.transform(images[index], model.noise(index, seed, passes))
+        model.flow.standardise(y)
 
 
-@torch.no_grad()
-def start_from_data(run: Run, images: Tensor) -> None:
-    """Standardise the first pictures that will be seen, the same in each process."""
-    count, seed = len(images), run.settings.seed
-    index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
-    y, *_ = run.model.transform(images[index], run.model.noise(index, seed, passes))
-    run.model.flow.standardise(y)
+def step(
+    run: Run, model: nn.Module, images: Tensor, signals: Sequence[int] = ()
+) -> tuple[float, float, bool]:
+    """Learn from the run's next batch of the training ``images``, uint8 (N, C, L, L).
+
+    ``model`` is the run's, or what wraps it on several processes; ``signals`` are those that have
+    asked this process to stop.
+
+    Returns:
+        The loss, the norm of the gradient, and whether any process was asked to stop.
+
+    Raises:
+        Diverged: if one is not finite, or no picture is worth learning from.
+    """
+    settings, ranks = run.settings, run.ranks
+    outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
+    with precision(settings.precision, ranks.device):
+        log_prob = sum(model(*inputs(run, images))) / run.config.dim
+        bpd = bits_per_dim(log_prob.detach())
+        outlier = bpd > outlier_bpd
+        loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
+        run.model.zero_grad(set_to_none=True)
+        loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip).item()
+    asked = torch.full_like(loss, bool(signals))
+    values = torch.stack((loss, bpd.mean(), outlier.double().mean(), asked)).detach()
+    loss, bpd, outliers, asked = (ranks.sum(values) / ranks.world).tolist()
+    if outliers == 1:
+        raise Diverged(run.step, f"all pictures are worse than --outlier-bpd {outlier_bpd}")
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(run.step, f"loss {loss}, norm of the gradient {norm}")
+    if outliers:
+        log.info(f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from")
+    factor = rate_factor(settings, run.step, run.steps)
+    for optimizer, rate in zip(run.optimizers, (settings.lr, settings.matrix_lr), strict=False):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * factor
+        optimizer.step()
+    run.step += 1
+    run.running.append(bpd)
+    return loss, norm, asked > 0
 
 
 def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bool) -> None:
-    """Train to the last step: what is done once in a while, then one step between two rules."""
-    settings, ranks = run.settings, run.ranks
-    parallel = run.model
+    """Train to the last step: what is done once in a while, then one step."""
+    settings, ranks, model = run.settings, run.ranks, run.model
     if ranks.world > 1:  # all buffers are constants
-        parallel = DistributedDataParallel(parallel, broadcast_buffers=False)
-    parameters = [p for p in run.model.parameters() if p.requires_grad]
-    outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
-    stop, loss, norm = False, math.nan, torch.tensor(math.nan)
+        model = DistributedDataParallel(model, broadcast_buffers=False)
+    loss, norm, stop = math.nan, math.nan, False
     with tqdm(
         desc="training", total=run.steps * run.batch_size, initial=run.step * run.batch_size,
         unit="image", unit_scale=True, disable=not progress or ranks.rank > 0,
     ) as bar:  # fmt: skip
         while True:
             if run.running and run.step % run.epoch_steps % 50 == 0:
-                run.say(loss, norm.item())
+                run.say(loss, norm)
             if run.step == (len(run.history) + 1) * run.epoch_steps:
                 run.validate(val)
             elif stop or (
@@ -546,35 +548,7 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
             if stop:
                 log.info(f"Stopped at step {run.step}; --resume {run.folder} goes on")
                 raise stopped_by(max(signals, default=signal.SIGINT))
-
-            # ------------------------------------------------------------------------------------
-            with precision(settings.precision, ranks.device):
-                log_prob = sum(parallel(*inputs(run, images))) / run.config.dim
-                bpd = bits_per_dim(log_prob.detach())
-                outlier = bpd > outlier_bpd
-                loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
-                run.model.zero_grad(set_to_none=True)
-                loss.backward()
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            asked = torch.full_like(loss, bool(signals))
-            values = (loss, bpd.mean(), outlier.double().mean(), asked)
-            means = ranks.sum(torch.stack(values).detach()) / ranks.world
-            loss, bpd, outliers, stop = means.tolist()
-            if outliers == 1 or not (math.isfinite(loss) and math.isfinite(norm.item())):
-                raise diverged(run, loss, outliers == 1, bpd)
-            if outliers:
-                log.info(
-                    f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from"
-                )
-            torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, norm)
-            for optimizer in run.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * rate_factor(settings, run.step, run.steps)
-                optimizer.step()
-            run.step += 1
-            # ------------------------------------------------------------------------------------
-
-            run.running.append(bpd)
+            loss, norm, stop = step(run, model, images, signals)
             bar.update(run.batch_size)
 
 
@@ -594,25 +568,20 @@ class Command(Settings):
 
 
 def resumed(name: str, given: dict) -> tuple[Settings, Path]:
-    """Settings and folder of a run that is to go on.
+    """Settings and folder of a run that is to go on, with the knobs that were typed.
 
-    Args:
-        name: of its folder, its final weights, or its latest checkpoint.
-        given: knobs that were typed; :func:`train` refuses those that would change the run.
+    ``name`` is that of its folder, its final weights, or its latest checkpoint; :func:`train`
+    refuses knobs that would change the run.
     """
-    asked = folder = Path(name)
-    if asked.is_file():
-        folder = asked.parents[asked.parent.name == "ckpt"]
+    asked = Path(name)
+    folder = asked.parents[asked.parent.name == "ckpt"] if asked.is_file() else asked
     path = latest_checkpoint(folder)
     if path is None:
         raise UserError(f"{name}: no checkpoint in ckpt of folder {folder}; nothing to resume")
-    if asked.parent == path.parent and asked.name != path.name:
-        raise UserError(
-            f"{name}: not the latest checkpoint; the run goes on from {path}, give that"
-        )
-    state = checkpoints.read_pickle(path)
+    if asked.parent == path.parent and asked != path:
+        raise UserError(f"{name}: not the latest checkpoint; the run goes on from {path}")
     with refusing_damage(path):
-        settings = Settings(**state["settings"] | given)
+        settings = Settings(**checkpoints.read_pickle(path)["settings"] | given)
     root, whole = settings.data_root, None in (settings.train_images, settings.val_images)
     if whole and "data_root" not in given and not Path(root).is_dir():
         raise UserError(f"{root}: the run's data folder is not here; say where with --data-root")
@@ -628,11 +597,11 @@ def main() -> None:
     )
     command = Command(**typed)
     given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
+    if command.test_mode:
+        given = {"train_images": 128, "val_images": 64} | given
     given = RECIPES.get(command.recipe, {}) | given
     if command.resume and "out" in typed:
         raise UserError("--out: a run that is resumed stays in its folder; leave it out")
-    if command.test_mode:
-        given = {"train_images": 128, "val_images": 64} | given
     first = not distributed.is_torchelastic_launched() or os.environ["RANK"] == "0"
     with ExitStack() as stack:
         if command.resume:

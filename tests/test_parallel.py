@@ -84,7 +84,7 @@ def test_two_processes_equal_one_and_one_goes_on_where_two_were_killed(alone, tm
     # The first process names the run, and it alone speaks.
     assert list(two.parent.iterdir()) == [two]
     assert [(tmp_path / "two" / f"rank{k}").read_text() for k in (0, 1)] == [f"runs/{two.name}"] * 2
-    assert "and 2 processes" in done.stdout
+    assert "2 x cpu" in done.stdout
     assert done.stdout.count("Validation BPD") == SETTINGS.epochs
     assert done.stdout.count(f"{two.name}/model.safetensors\n") == 1
     assert len(files_below(two / "logs")) == 1

@@ -10,6 +10,7 @@ timed between them.
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -229,17 +230,9 @@ def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
 
 def step(settings: train.Settings, images: Tensor) -> Callable[[], None]:
     """A program that trains a new model by one step, its noise and optimisers included."""
+    settings = replace(settings, outlier_bpd=None)  # of a fresh model all pictures may be outliers
     run = train.Run(settings, Path("none"), Ranks("cpu"), len(images), "")
-
-    def once() -> None:
-        loss = -sum(run.model(*train.inputs(run, images))).mean() / run.config.dim
-        run.model.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.clip)
-        for optimizer in run.optimizers:
-            optimizer.step()
-
-    return once
+    return lambda: train.step(run, run.model, images)
 
 
 def randomise(flow: RGFlow, seed: int = 0) -> RGFlow:

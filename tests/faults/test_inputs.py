@@ -31,7 +31,7 @@ COMMANDS = [
     (train, ["--image-size=64"], "msds1 32 64 folder"),
     (train, ["--image-size=64", "--dataset=mnist"], "mnist 32 64 folder"),
     (train, ["--device=cuda:99"], "cuda:99 cpu"),
-    (train, ["--device=mps"], "mps float64 cpu"),
+    (train, ["--device=mps"], "mps cpu"),
     (train, ["--precision=tf32"], "tf32 GPU cpu"),
     (train, ["--out="], "--out character ''"),
     (train, ["--out=precious/deeper"], "precious file folder"),
