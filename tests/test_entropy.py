@@ -36,13 +36,3 @@ def test_a_black_ellipse_can_be_turned_anywhere_and_covers_what_lies_below():
     assert entropy.cells(labels)[0, 1, 1] == 180
     labels[0, 2, 2, :2] -= 4  # over a part of it
     assert (entropy.cells(labels) > 1.5 * alone).sum() >= 1
-
-
-@pytest.mark.parametrize("name", msds.SETS)
-def test_parts(name):
-    parts = {part: mean["value"] for part, mean in entropy.bits(name, 8).items()}
-    assert parts["picture"] == pytest.approx(sum(parts[k] for k in ("colour", "angle", "position")))
-    assert parts["bpd"] == pytest.approx(parts["picture"] / 3072)
-    # The global factor costs less than its own entropy, and never less than nothing.
-    own = 48 * np.log2({"msds1": 65, "msds2": 256}[name])
-    assert own <= parts["colour"] <= own + 3 * np.log2(192)

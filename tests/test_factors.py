@@ -19,7 +19,7 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def net(pictures):
-    return factors.fit(*pictures, epochs=6, batch=20, progress=False)
+    return factors.fit(*pictures, epochs=6, batch=20)
 
 
 def test_targets_are_where_the_ellipse_is():
@@ -49,13 +49,11 @@ def test_frechet_distance_is_that_of_the_roots_of_scipy(net, pictures):
     wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov[0] + cov[1] - 2 * root)
     assert factors.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-4)
     assert abs(factors.frechet_distance(a, a)) < 1e-6
-    with pytest.raises(ValueError, match="two pictures or more"):
-        factors.frechet_distance(a, b[:1])
 
 
 def test_files(net, tmp_path):
     path = tmp_path / "net.safetensors"
-    assert "is missing; python -m study.factors" in said_by(factors.load, path)
+    assert "no such file" in said_by(factors.load, path)
     checkpoints.write_tensors(path, {"seed": "0"}, net.state_dict())
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(factors.load(path)(image), net(image))

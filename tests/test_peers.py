@@ -161,7 +161,7 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
     each = {"probe", "probe_untrained", "radius"} | (
         {"intervention"} if set_name == "msds1" else set()
     )
-    wanted = {(quantity, h) for quantity in each for h in range(4)}
+    wanted = {(quantity, h) for quantity in each for h in range(4)} | {("growth", None)}
     assert asked == wanted | ({("separation", None)} if set_name == "msds1" else set())
     values = {(quantity, level, factor): value for quantity, level, factor, value in rows}
     if set_name == "msds1":  # an untrained flow of ours is the identity
@@ -172,7 +172,7 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
     inverse = RGFlow.inverse
     monkeypatch.setattr(RGFlow, "inverse", lambda flow, z: (inverse(flow, z)[0] * torch.nan, None))
     rows = answers.answers(model, set_name, ROOT, pictures=250)
-    of_generated = {"intervention", "separation", "radius"}
+    of_generated = {"intervention", "separation", "radius", "growth"}
     assert all((value is None) == (quantity in of_generated) for quantity, *_, value in rows)
 
 

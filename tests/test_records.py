@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -88,23 +87,16 @@ def test_make(planned, monkeypatch, capsys):
     assert {value.dtype for value in held.values()} == {torch.float16}
     assert rounded["test"]["bpd"] != rounded["test_uniform_noise"]["bpd"]
     assert f"{record['test']['bpd']:.4f}" in (planned / "weights" / "README.md").read_text()
-    bits = torch.load(planned / "runs" / "study" / "a" / "test_bits.pt", weights_only=True)
-    assert bits.double().mean().item() == pytest.approx(record["test"]["bpd"], abs=1e-5)
 
     shutil.rmtree(planned / "runs")
     before = path.stat().st_mtime_ns
     assert records.make("a", planned) == path
     assert path.stat().st_mtime_ns == before, "a record is not made again"
 
-    def analyse(notebook, profile, weights, out):
-        assert Path(weights, "msds1_gaussian_seed1.safetensors").exists()
-        rows = [results.row("mixing", 1), results.row("radius", 2, level=1, low=1, high=3)]
-        rows = [results.row("separation", 0.5, factor="trained")] if notebook[:2] == "06" else rows
-        results.write(Path(out) / "results", notebook, rows)
-
-    monkeypatch.setattr(records.run, "run", analyse)
-    latents = read_json(records.make("msds1_gaussian_seed1", planned))["latents"]
-    assert latents == [["radius", 1, "", 2], ["separation", None, "trained", 0.5]]
+    monkeypatch.setattr(records.answers, "answers", lambda *_: [["radius", 0, "", 1.0]])
+    seed = read_json(records.make("msds1_gaussian_seed1", planned))
+    assert seed["latents"] == [["radius", 0, "", 1.0]]
+    assert "speed" not in seed
     records.make("b", planned)
     assert not (planned / "weights" / "b.safetensors").exists()
     monkeypatch.setattr("sys.argv", ["records"])
@@ -112,7 +104,6 @@ def test_make(planned, monkeypatch, capsys):
     listed = capsys.readouterr().out.splitlines()
     assert listed[-1] == "change_bad", "those without a record are listed"
     assert "diverged" in read_json(records.make("change_bad", planned))["diverged"]
-    monkeypatch.setattr(records.answers, "answers", lambda *_: [["radius", 0, "", 1.0]])
     monkeypatch.setattr(records.benchmarks, "matrix_peak", lambda *_: 1e9)
     peer = read_json(records.make("peer_a", planned))
     assert peer["latents"] == [["radius", 0, "", 1.0]]
@@ -162,7 +153,9 @@ def test_priors_are_compared_by_seed(planned):
     validation = records.table(planned, "seeds", "val")["val bpd"].tolist()
     assert validation == [11.0, 11.1, 11.2, 11.4], "not the test split"
     assert results.number(table, "seed_run", factor="pictures") == 48
-    assert results.number(table, "separation_seeds", model="msds1_laplace") == pytest.approx(0.625)
+    (one,) = results.select(table, "separation_seeds", model="msds1_laplace").to_dict("records")
+    assert (one["value"], one["n"]) == (pytest.approx(0.625), 2)
+    assert one["low"] == pytest.approx(0.625 - 12.706 * 0.075, abs=1e-3)
     assert results.number(table, "separation_difference", model="msds1") == pytest.approx(0.075)
     first = planned / records.FOLDER / "msds1_gaussian_seed1.json"
     write_json(first, {k: v for k, v in read_json(first).items() if k != "latents"})

@@ -8,7 +8,6 @@ import pytest
 from nbconvert.filters import markdown2html
 
 from rgflow_core.errors import UserError
-from rgflow_core.files import read_json, write_json
 from study import records, report, results
 
 ROOT = Path(__file__).parents[1]
@@ -43,10 +42,24 @@ def test_numbers_are_filled_in_formatted_and_asked_for_once(tmp_path):
         report.environment(twice).from_string('{{ number("a") }}').render()
 
 
+# What was done about a claim, and what can come of it.
+VERDICTS = {
+    "checked against code": {
+        "agrees", "differs", "not in the text", "the systems differ", "a defect",
+    },
+    "tested at the published architecture": {"agrees", "differs", "close"},
+    "tested on lean models": {"evidence for", "evidence against", "inconclusive"},
+    "not tested": {""},
+}  # fmt: skip
+FIELDS = {"claim", "source", "text", "code", "measured", "kind", "verdict", "because", "headline"}
+
+
 def test_ledger_has_a_verdict_of_its_kind_and_a_reason():
     entries = report.claims(ROOT)
-    assert 0 < sum(entry["headline"] for entry in entries) <= report.HEADLINES
+    assert 0 < sum(entry["headline"] for entry in entries) <= 10, "of README"
     for entry in entries:
+        assert entry.keys() == FIELDS
+        assert entry["verdict"] in VERDICTS[entry["kind"]], entry["claim"]
         assert entry["because"] or entry["kind"] != "not tested", entry["claim"]
         assert "published" not in entry["kind"] or "lean" not in entry["measured"]
 
@@ -68,14 +81,6 @@ def test_verdicts_on_details_are_what_their_intervals_say(table):
         )
         verdict = {low > 0: "evidence for", high < 0: "evidence against"}.get(True, "inconclusive")
         assert entry["verdict"] == verdict, factor
-
-
-@pytest.mark.parametrize("change", [{"verdict": "reproduced"}, {"kind": "guessed"}, {"more": 1}])
-def test_ledger_refuses_other_verdicts(tmp_path, change):
-    entry = read_json(ROOT / report.LEDGER)["claims"][0]
-    write_json(tmp_path / report.LEDGER, {"claims": [entry | change]})
-    with pytest.raises(UserError, match="not so: Test bpd of MSDS1"):
-        report.claims(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["findings", "claims", "faults"])

@@ -1,6 +1,7 @@
 """Tables of results: written whole, read verified, one number at a time."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -42,8 +43,6 @@ def test_numbers_are_found_by_what_they_are(tmp_path):
         results.number(table, "area", model="msds1_laplace")
     with pytest.raises(UserError, match="0 rows, not 1, of: area level=5"):
         results.number(table, "area", level=5)
-    with pytest.raises(UserError, match="no column colour"):
-        results.select(table, "area", colour=5)
 
 
 def test_a_toy_run_says_so_beside_what_is_stored(tmp_path, monkeypatch, capsys):
@@ -51,7 +50,7 @@ def test_a_toy_run_says_so_beside_what_is_stored(tmp_path, monkeypatch, capsys):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path)
     results.write("runs/default/results", "03_x", ROWS, images=1000, seeds=[1, 2])
-    results.collect("runs/default/results", "figures")
+    results.collect(Path("runs/default/results"), Path("figures"))
     assert capsys.readouterr().out == ""
     toy = [results.row("area", 30, "msds1_laplace", level=0), results.row("area", 2, "m", level=1)]
     table = results.write("runs/toy/results", "03_x", toy, images=10, seeds=[1, 2])

@@ -80,19 +80,3 @@ def test_interval_of_the_score_is_that_of_the_spread_over_pictures():
     rows = [{k: torch.rand(50) for k in ("global colour", "local angle")} for _ in range(3)]
     spread = separation.score(rows)
     assert 0 <= spread["low"] < spread["value"] < spread["high"] <= 1
-
-
-def test_runs_of_one_seed_are_compared_and_means_are_over_seeds():
-    def record(prior, seed, value):
-        settings = {"dataset": "msds1", "prior": prior, "seed": seed}
-        return {"settings": settings, "latents": [["separation", None, "trained", value]]}
-
-    records = [record("gaussian", 1, 0.5), record("gaussian", 2, 0.7), record("laplace", 2, 0.6)]
-    mean, one = separation.over_seeds([*records, {"settings": records[0]["settings"]}])
-    assert (mean["quantity"], mean["model"], mean["n"]) == ("separation_seeds", "msds1_gaussian", 2)
-    assert mean["value"] == pytest.approx(0.6)
-    assert mean["low"] == pytest.approx(0.6 - 12.706 * 0.1, abs=1e-3)
-    assert (one["model"], one["low"]) == ("msds1_laplace", None), "one seed has no interval"
-    gap = separation.over_seeds([*records, record("laplace", 1, 0.3)])[-1]
-    assert (gap["quantity"], gap["model"]) == ("separation_difference", "msds1")
-    assert gap["value"] == pytest.approx(-0.15)

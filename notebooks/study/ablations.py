@@ -106,33 +106,25 @@ class OwnHalves(nn.Module):
 
 
 SUSPECTS = {
-    "open_gain": OpenGain,
-    "without_weight_norm": WithoutWeightNorm,
-    "own_halves": OwnHalves,
-}
+    "open_gain": OpenGain, "without_weight_norm": WithoutWeightNorm, "own_halves": OwnHalves,
+}  # fmt: skip
 SUBNETS |= ABLATIONS | SUSPECTS
 
 _NARROW = {"hidden": 64, "res_blocks": 2}
 # Half or a quarter of the coupling layers: a third of the time a step takes.
 _SLIM = _NARROW | {"coupling_layers": (2, 1, 1, 1)}
-MODELS = {
-    f"{name}{change}": sizes | fields
-    for name, sizes in {"narrow": _NARROW, "slim": _SLIM}.items()
-    for change, fields in {
-        "": {},
-        "_paper_order": {"order": "paper"},
-        **{f"_{subnet}": {"subnet": subnet} for subnet in (*ABLATIONS, *SUSPECTS)},
-    }.items()
-}
-# On the way from the published network to the lean models.
-MODELS["lean_paper_order"] = LEAN | {"order": "paper"}
-MODELS["published_open_gain"] = {"subnet": "open_gain"}
-# What was tried for the lean model of 8 x 8 blocks.
-MODELS |= {
+_CHANGES = {"": {}, "_paper_order": {"order": "paper"}}
+_CHANGES |= {f"_{subnet}": {"subnet": subnet} for subnet in ABLATIONS | SUSPECTS}
+for _name, _sizes in {"narrow": _NARROW, "slim": _SLIM}.items():
+    train.MODELS |= {_name + change: _sizes | fields for change, fields in _CHANGES.items()}
+train.MODELS |= {
+    # On the way from the published network to the lean models.
+    "lean_paper_order": LEAN | {"order": "paper"},
+    "published_open_gain": {"subnet": "open_gain"},
+    # What was tried for the lean model of 8 x 8 blocks.
     "lean8_code_order": LEAN8 | {"order": "code"},
     "lean8_4_2_2": LEAN8 | {"coupling_layers": (4, 2, 2)},
     "lean8_8_1_1": LEAN8 | {"coupling_layers": (8, 1, 1)},
     "lean8_hidden_64": LEAN8 | {"hidden": 64},
     "lean8_hidden_128": LEAN8 | {"hidden": 128},
 }
-train.MODELS |= MODELS

@@ -24,16 +24,9 @@ def encode(model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200)
 
 @torch.no_grad()
 def mix(flow: RGFlow, fine: Tensor, coarse: Tensor, level: int) -> Tensor:
-    """Pictures with the latents of levels below ``level`` from one source, the rest from another.
+    """Pictures in [0, 1] with the latents of levels below ``level``, 0 ... n, from one source.
 
-    Args:
-        flow: the flow.
-        fine: latents (B, C, L, L) that give levels 0 ... level-1.
-        coarse: latents (B, C, L, L) that give levels level ... n-1.
-        level: 0 ... n.
-
-    Returns:
-        Pictures in [0, 1], (B, C, L, L).
+    The rest is from another; all are (B, C, L, L).
     """
     if not 0 <= level <= flow.config.levels:
         raise ValueError(f"level must be from 0 to {flow.config.levels}, not {level}")
@@ -45,18 +38,12 @@ def mix(flow: RGFlow, fine: Tensor, coarse: Tensor, level: int) -> Tensor:
 def bits_by_site(
     model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """Where the bits go: on the lattice, and by level.
+    """Where the bits of pictures uint8 (N, C, L, L) go: on the lattice, and by level.
 
     Every factor of the density belongs to one value at one site: the prior to a latent, the
     derivative of a coupling to the value that it moves, the logit's to a pixel. A site's bits are
     the sum over all levels that it takes part in; a level's are those of its latents and of its
     two layers.
-
-    Args:
-        model: flow and prior.
-        images: uint8 (N, C, L, L).
-        seed: of the dequantisation noise.
-        batch: pictures at a time.
 
     Returns:
         Bits (N, C, L, L), 8 of each value's byte included, whose sum is that of

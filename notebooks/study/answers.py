@@ -12,16 +12,11 @@ from study import analysis, factors, fields, separation
 
 
 def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000) -> list[list]:
-    """Rows (quantity, level, factor, value) of those notebooks: interventions, probes, receptive fields.
+    """Rows (quantity, level, factor, value): interventions, probes, receptive fields.
 
     On a set without factors, the probes are for the class and there are no interventions. A value is
-    ``None`` where generated pictures are not finite.
-
-    Args:
-        model: its flow has ``split``, ``join``, ``fold`` and a config that builds a fresh one.
-        dataset: whose test pictures are taken.
-        root: of the repository.
-        pictures: for the probes; as many as in the default profile, as all else is in proportion.
+    ``None`` where generated pictures are not finite. Numbers of latents and samples are in proportion
+    to that of the pictures for the probes, which is that of the default profile.
     """
     data = datasets.load_split(dataset, "test", root / "data", pictures)
     flow, rows, few = model.flow, [], data.images[: pictures // 20]
@@ -53,7 +48,9 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
             scores = separation.probe(z.flatten(1), known)
             rows += [[quantity, h, factor, score["value"]] for factor, score in scores.items()]
     positions = fields.choose(flow, pictures // 125)
-    halves = fields.receptive_fields(model, positions, samples=pictures // 125 * 2)
-    for h, maps in enumerate(halves.mean(0)):
-        rows.append(["radius", h, "", fields.radius(maps).mean().item()])
+    maps = fields.receptive_fields(model, positions, samples=pictures // 125 * 2).mean(0)
+    radius = torch.stack([fields.radius(level) for level in maps])
+    rows += [["radius", h, "", length] for h, length in enumerate(radius.mean(1).tolist())]
+    if len(radius) > 2:
+        rows.append(["growth", None, "radius", fields.growth(radius[:-1])["value"]])
     return [[*asked, value if math.isfinite(value) else None] for *asked, value in rows]

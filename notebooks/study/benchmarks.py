@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,30 +21,38 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
 from rgflow_core import train
-from rgflow_core.flow import RGFlow
+from rgflow_core.flow import BlockBijection, RGFlow, RGFlowConfig
+from rgflow_core.networks import PublishedSubnet
 from rgflow_core.running import Ranks
 from study import statistics
 
 
 class _Activation(nn.Module):
-    def __init__(self, features: int) -> None:
+    def __init__(self, alpha: Tensor) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.ones(features))
+        self.alpha = nn.Parameter(alpha.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(self.alpha * x)
 
 
 class _Network(nn.Module):
-    def __init__(self, features: int, res_blocks: int, hidden: int, depth: int) -> None:
+    """S (0) or T (1) of a published subnet, by itself."""
+
+    def __init__(self, subnet: PublishedSubnet, which: int) -> None:
         super().__init__()
-        widths = [features, *[hidden] * depth, features]
-        blocks = [
-            [m for i, o in pairs for m in (_Activation(i), weight_norm(nn.Linear(i, o)))]
-            for pairs in [list(pairwise(widths))] * res_blocks
-        ]
-        self.res_blocks = nn.ModuleList(nn.Sequential(*block) for block in blocks)
-        self.gain = nn.Parameter(torch.zeros(features))
+        self.gain = nn.Parameter(subnet.gain[which].detach().clone())
+        self.res_blocks = nn.ModuleList()
+        for linears, alphas in zip(subnet.linears, subnet.alphas, strict=True):
+            block = nn.Sequential()
+            for linear, alpha in zip(linears, alphas, strict=True):
+                gain, direction = linear.weight_g[which], linear.weight_v[which]
+                own = weight_norm(nn.Linear(*reversed(direction.shape), dtype=direction.dtype))
+                names = ("bias", *(f"parametrizations.weight.original{k}" for k in (0, 1)))
+                values = (linear.bias[which], gain, direction)
+                own.load_state_dict(dict(zip(names, values, strict=True)))
+                block.extend((_Activation(alpha[which]), own))
+            self.res_blocks.append(block)
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.res_blocks:
@@ -56,21 +63,19 @@ class _Network(nn.Module):
 class _Layer(nn.Module):
     """All blocks of one offset of one level, gathered from the whole picture."""
 
-    def __init__(self, flow: RGFlow, level: int, offset: int, couplings: int) -> None:
+    def __init__(self, config: RGFlowConfig, level: int, bijection: BlockBijection) -> None:
         super().__init__()
-        config = flow.config
         m, step = config.kernel, 2**level
         edge = config.image_size // step
-        start = torch.arange(edge // m)[:, None] * m + offset
+        start = torch.arange(edge // m)[:, None] * m + bijection.offset
         lines = (start + torch.arange(m)) % edge * step
         index = lines[:, None, :, None] * config.image_size + lines[None, :, None, :]
         self.register_buffer("index", index.reshape(-1, m * m))
         odd = (torch.arange(m)[:, None] + torch.arange(m)) % 2
         mask = (odd if config.first_parity == "odd" else 1 - odd).float()
         self.register_buffer("mask", mask.repeat(config.channels, 1, 1).flatten())
-        sizes = (config.res_blocks[level], config.hidden[level], config.mlp_depth[level])
-        nets = [[_Network(len(self.mask), *sizes) for _ in range(couplings)] for _ in "st"]
-        self.s, self.t = map(nn.ModuleList, nets)
+        subnets = [coupling.subnet for coupling in bijection.couplings]
+        self.s, self.t = (nn.ModuleList(_Network(net, k) for net in subnets) for k in (0, 1))
 
     def _gather(self, x: Tensor) -> Tensor:
         blocks = x.flatten(2)[:, :, self.index]
@@ -113,18 +118,11 @@ class PublishedWay(nn.Module):
 
     def __init__(self, flow: RGFlow) -> None:
         super().__init__()
-        m = flow.config.kernel
         self.layers = nn.ModuleList(
-            _Layer(flow, h, offset, couplings)
-            for h, pair in enumerate(flow.config.couplings)
-            for offset, couplings in zip((0, m // 2), pair, strict=True)
+            _Layer(flow.config, h, bijection)
+            for h, level in enumerate(flow.levels)
+            for bijection in level.layers()
         )
-        bijections = [b for level in flow.levels for b in (level.decimator, level.disentangler)]
-        with torch.no_grad():
-            for layer, bijection in zip(self.layers, bijections, strict=True):
-                for k, coupling in enumerate(bijection.couplings):
-                    for which, net in enumerate((layer.s[k], layer.t[k])):
-                        _copy(coupling.subnet, which, net)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_det = 0.0
@@ -137,18 +135,6 @@ class PublishedWay(nn.Module):
         for layer in reversed(self.layers):
             x = layer.inverse(x)
         return x
-
-
-def _copy(subnet: nn.Module, which: int, net: _Network) -> None:
-    """The weights of S (0) or T (1) of a published subnet."""
-    net.gain.copy_(subnet.gain[which])
-    for block, linears, alphas in zip(net.res_blocks, subnet.linears, subnet.alphas, strict=True):
-        for j, (linear, alpha) in enumerate(zip(linears, alphas, strict=True)):
-            block[2 * j].alpha.copy_(alpha[which])
-            target = block[2 * j + 1]
-            target.bias.copy_(linear.bias[which])
-            target.parametrizations.weight.original0.copy_(linear.weight_g[which])
-            target.parametrizations.weight.original1.copy_(linear.weight_v[which])
 
 
 def flops_per_image(flow: RGFlow) -> float:
@@ -187,9 +173,8 @@ def race(
     """Alternate two programs, after two rounds that do not count.
 
     Returns:
-        ``speedup``: the geometric mean of theirs / ours with its interval, see
-        :func:`statistics.mean`; ``ours`` and ``theirs``: the best seconds of each; and ``peak``:
-        the best matrix product in between, FLOP/s.
+        ``speedup``: geometric mean of theirs / ours, as :func:`statistics.mean`; ``ours``,
+        ``theirs``: the best seconds; ``peak``: of matrix products in between, FLOP/s.
     """
     for _ in range(2):
         ours(), theirs()
@@ -203,46 +188,11 @@ def race(
     return best | {"speedup": ends | {"n": pairs}}
 
 
-def tasks(flow: nn.Module, y: Tensor) -> dict[str, Callable[[], None]]:
-    """Programs that train, evaluate and sample one batch y (B, C, L, L) of a flow."""
-    # A rate so small that the weights stay what they are.
-    optimizer = torch.optim.AdamW(flow.parameters(), lr=1e-12, fused=True)
-    folded = flow.fold() if isinstance(flow, RGFlow) else flow
-
-    def train() -> None:
-        z, log_det = flow(y)
-        loss = (z.square().sum() / 2 - log_det.sum()) / y.numel()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        optimizer.step()
-
-    @torch.no_grad()
-    def evaluate() -> None:
-        folded(y)
-
-    @torch.no_grad()
-    def sample() -> None:
-        folded.inverse(y)
-
-    return {"train": train, "evaluate": evaluate, "sample": sample}
-
-
 def step(settings: train.Settings, images: Tensor) -> Callable[[], None]:
     """A program that trains a new model by one step, its noise and optimisers included."""
     settings = replace(settings, outlier_bpd=None)  # of a fresh model all pictures may be outliers
     run = train.Run(settings, Path("none"), Ranks("cpu"), len(images), "")
     return lambda: train.step(run, run.model, images)
-
-
-def randomise(flow: RGFlow, seed: int = 0) -> RGFlow:
-    """Give a fresh flow random small gains: it is no longer the identity."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in flow.named_parameters():
-            if name.endswith(("gain", "leave.weight")):
-                parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return flow
 
 
 def pillow_render(labels: np.ndarray) -> np.ndarray:

@@ -1,12 +1,10 @@
-"""The entropy of MSDS's generator: no model can need fewer bits per picture on average."""
+"""How many angles of an ellipse show as the same picture: what notebook 01 needs for the entropy."""
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from rgflow_core import msds
-from rgflow_core.errors import check_counts
-from study import statistics
 
 _STEP = 2.0**-10  # degrees, less than nearly all cells
 
@@ -36,39 +34,3 @@ def cells(labels: np.ndarray) -> np.ndarray:
             low, high = np.where(changed, low, middle), np.where(changed, middle, high)
         widths[ours] += (low + high) / 2
     return np.minimum(widths, 180)
-
-
-def bits(name: str, pictures: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Entropy of a set: the mean over test pictures of -log2 of a picture's probability.
-
-    That is the probability of its colours and positions times that of the angles that show as
-    this picture. The global factor is integrated out: of MSDS1's base colour, and of MSDS2's base
-    angle, a picture tells the range that its 16 ellipses leave. Not counted is that a raster can
-    come back at distant angles, about a hundredth of a bit an ellipse.
-
-    Args:
-        name: "msds1" or "msds2".
-        pictures: how many.
-        seed: of the pictures.
-
-    Returns:
-        Bits of all ``colour``s, ``angle``s and ``position``s, of the ``picture``, and ``bpd``, each
-        as of :func:`statistics.mean` over pictures.
-    """
-    check_counts(pictures=pictures)
-    labels = msds.labels(name, "test", 0, pictures, seed)
-    angle, colour = labels[..., 2].reshape(pictures, -1), labels[..., 3:].reshape(pictures, -1, 3)
-    if name == "msds1":
-        # Whole numbers: the base from 32 to 223, each ellipse's own part from -32 to 32.
-        left = np.minimum(colour.min(1) + 32, 223) - np.maximum(colour.max(1) - 32, 32) + 1
-        colours = 3 * 16 * np.log2(65) - np.log2(left / 192).sum(1)
-        shared, own = 0, 180
-    else:
-        left = np.minimum(angle.min(1), 180) - np.maximum(angle.max(1) - 45, 0)
-        colours = np.full(pictures, 3 * 16 * 8)
-        shared, own = -np.log2(left / 180), 45
-    angles = shared - np.log2(cells(labels) / own).sum((1, 2))
-    parts = {"colour": colours, "angle": angles, "position": np.full(pictures, 16 * np.log2(9))}
-    parts["picture"] = sum(parts.values())
-    parts["bpd"] = parts["picture"] / (3 * msds.SIZE**2)
-    return {part: statistics.mean(values) for part, values in parts.items()}

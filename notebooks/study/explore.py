@@ -13,15 +13,12 @@ from matplotlib import colormaps
 from PIL import Image as Pillow
 from torch import Tensor
 
-from rgflow_core import datasets, evaluate, pixels
+from rgflow_core import datasets, evaluate
 from rgflow_core.checkpoints import load
 from rgflow_core.errors import UserError
 from rgflow_core.flow import lattice_levels
 from rgflow_core.model import PictureModel
-from study import analysis, results
-
-_SAMPLES, _STEP = 8, 0.05
-"""Of z in a receptive field, and the step of its differences: few and cheap, to react at once."""
+from study import analysis, fields, results
 
 
 def _png(sheet: np.ndarray) -> bytes:
@@ -64,28 +61,29 @@ class Explorer:
         self.colour = slider("colour", config.channels - 1)
         self.row = slider("row", config.image_size - 1)
         self.column = slider("column", config.image_size - 1)
-        self.panels = {
-            "samples": (self.samples, [*self.temperatures, self.draw]),
-            "mixture": (self.mixture, [self.fine, self.coarse, self.split]),
-            "field": (self.field, [self.level, self.colour, self.row, self.column]),
-        }
-        titles = (
-            "Samples, a temperature per level",
-            "Fine source, coarse source, mixture",
-            "Receptive field of the latent nearest to row and column (ringed)",
+        mixed = (self.fine, self.coarse, self.split)
+        place = (self.level, self.colour, self.row, self.column)
+        ringed = "Receptive field of the latent nearest to row and column (ringed)"
+        panels = (
+            ("Samples, a temperature per level", self.samples, *self.temperatures, self.draw),
+            ("Fine source, coarse source, mixture", self.mixture, *mixed),
+            (ringed, self.field, *place),
         )
-        columns = []
-        for title, (draw, controls) in zip(titles, self.panels.values(), strict=True):
-            image = widgets.Image(format="png", value=_png(draw()))
-
-            def redraw(_: object, image: widgets.Image = image, draw: Callable = draw) -> None:
-                image.value = _png(draw())
-
-            for control in (self.model, *controls):
-                control.observe(redraw, "value")
-            columns.append(widgets.VBox([widgets.HTML(f"<b>{title}</b>"), image, *controls]))
         wrap = widgets.Layout(flex_flow="row wrap")
-        self.widget = widgets.VBox([self.model, widgets.HBox(columns, layout=wrap)])
+        columns = widgets.HBox([self._panel(*panel) for panel in panels], layout=wrap)
+        self.widget = widgets.VBox([self.model, columns])
+
+    def _panel(self, title: str, draw: Callable, *controls: widgets.Widget) -> widgets.VBox:
+        """A picture above its controls, which draw it again, as the choice of a model does."""
+        image = widgets.Image(format="png")
+
+        def redraw(_: object = None) -> None:
+            image.value = _png(draw())
+
+        redraw()
+        for control in (self.model, *controls):
+            control.observe(redraw, "value")
+        return widgets.VBox([widgets.HTML(f"<b>{title}</b>"), image, *controls])
 
     @property
     def _chosen(self) -> PictureModel:
@@ -102,9 +100,8 @@ class Explorer:
 
     def samples(self) -> np.ndarray:
         """Nine samples at the temperatures chosen, as a picture uint8 (H, W, 3)."""
-        temperatures = [slider.value for slider in self.temperatures]
-        temperatures = temperatures[: self._chosen.flow.config.levels]
-        drawn = self._chosen.sample(9, temperatures, self.draw.value)
+        sliders = self.temperatures[: self._chosen.flow.config.levels]
+        drawn = self._chosen.sample(9, [slider.value for slider in sliders], self.draw.value)
         return analysis.sheet(analysis.shown(drawn), 3)
 
     @torch.no_grad()
@@ -117,27 +114,17 @@ class Explorer:
         pictures = (sources.permute(0, 2, 3, 1).numpy(), analysis.shown(mixed))
         return analysis.sheet(np.concatenate(pictures), 3)
 
-    @torch.no_grad()
-    def effect(self) -> Tensor:
-        """Mean of |dG(z)/dz_l| over some z, colour summed, by central differences: (L, L)."""
-        model = self._chosen
-        z = model.latents(_SAMPLES)
-        step = torch.zeros_like(z)
-        step[(slice(None), *self.position)] = _STEP
-        y, _ = model.flow.inverse(torch.cat((z + step, z - step)))
-        up, down = pixels.from_logit(y, clip=False).chunk(2)
-        return (up - down).abs().sum(1).mean(0) / (2 * _STEP)
-
     def field(self) -> np.ndarray:
         """The receptive field chosen, on its own colour scale, uint8 (H, W, 3)."""
-        effect = self.effect()
+        place = torch.tensor([self.position])
+        # Few samples, to react at once.
+        effect = fields.receptive_fields(self._chosen, place, samples=8).mean(0)[0]
         shades = colormaps["magma"]((effect / effect.max().clamp_min(1e-30)).numpy())
         drawn = analysis.sheet((255 * shades[None, ..., :3]).astype(np.uint8), 1, zoom=8)
         top, left = (8 * k for k in self.position[1:])
         square = drawn[top : top + 8, left : left + 8]
-        inside = square[2:-2, 2:-2].copy()
-        square[:] = (0, 255, 255)
-        square[2:-2, 2:-2] = inside
+        for side in (square[:2], square[-2:], square[:, :2], square[:, -2:]):
+            side[:] = (0, 255, 255)
         return drawn
 
     def _ipython_display_(self) -> None:
@@ -145,10 +132,11 @@ class Explorer:
 
     def still(self) -> Image:
         """All three pictures side by side, for readers without a kernel."""
-        drawn = [draw() for draw, _ in self.panels.values()]
-        height = max(map(len, drawn))
-        rims = (((0, height - len(one)), (0, 12), (0, 0)) for one in drawn)
-        framed = [np.pad(*pair, constant_values=255) for pair in zip(drawn, rims, strict=True)]
+        drawn = [self.samples(), self.mixture(), self.field()]
+        rims = [((0, max(map(len, drawn)) - len(one)), (0, 12), (0, 0)) for one in drawn]
+        framed = [
+            np.pad(one, rim, constant_values=255) for one, rim in zip(drawn, rims, strict=True)
+        ]
         return Image(_png(np.concatenate(framed, 1)))
 
 

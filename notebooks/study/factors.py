@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, datasets, msds
-from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, refusing_damage
 from rgflow_core.noise import permutation
 
@@ -77,12 +75,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Frechet distance (Heusel et al. 2017) between two sets of features (N, d).
 
     In the features of our own network it is NOT comparable with published FID values.
-
-    Raises:
-        ValueError: for fewer than two pictures on either side.
     """
-    if min(len(real), len(fake)) < 2:
-        raise ValueError("a Frechet distance needs two pictures or more on either side")
     a, b = real.double(), fake.double()
     cov_a, cov_b = a.T.cov(), b.T.cov()
     # The root's trace is the sum of the roots of the product's eigenvalues, which are not negative.
@@ -92,73 +85,41 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 
 
 def load(path: str | Path) -> FactorNet:
-    """The trained network.
-
-    Raises:
-        UserError: if the file is missing, damaged, or of something else.
-    """
-    if not Path(path).exists():
-        raise UserError(f"{path} is missing; python -m study.factors makes it")
+    """The trained network; :class:`UserError` if the file is not one, whole."""
     net = FactorNet()
-    with refusing_damage(path, "a factor network"):
+    with refusing_damage(path, "a factor network; python -m study.factors makes it"):
         state = checkpoints.read_tensors(path)[1]
         net.load_state_dict(state)
         checkpoints.check_finite(state, path)
     return net.eval().requires_grad_(False)
 
 
-def fit(
-    images: Tensor,
-    labels: np.ndarray,
-    epochs: int,
-    seed: int = 0,
-    batch: int = 100,
-    progress: bool = True,
-) -> FactorNet:
+def fit(images: Tensor, labels: np.ndarray, epochs: int = 3, batch: int = 100) -> FactorNet:
     """Train a network: AdamW, one cycle of the learning rate up to 3e-3, Huber loss."""
-    torch.manual_seed(seed)
-    net, wanted = FactorNet(), targets(labels)
+    torch.manual_seed(0)
+    net, wanted, whole = FactorNet(), targets(labels), len(images) // batch * batch
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
-    steps = epochs * (len(images) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
-    bar = tqdm(total=steps * batch, desc="factors", unit="image", disable=not progress)
-    for epoch in range(epochs):
-        order = permutation(len(images), _ORDER_STREAM, seed, epoch)
-        for which in order[: len(images) // batch * batch].split(batch):
-            loss = F.smooth_l1_loss(net(images[which]), wanted[which], beta=0.1)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update(batch)
-    bar.close()
+    orders = (permutation(len(images), _ORDER_STREAM, 0, epoch) for epoch in range(epochs))
+    batches = [which for order in orders for which in order[:whole].split(batch)]
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, len(batches))
+    for which in tqdm(batches, "factors", unit="batch"):
+        loss = F.smooth_l1_loss(net(images[which]), wanted[which], beta=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
     return net.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True, config=cli.STRICT)
-class Settings:
-    """Knobs of the command."""
-
-    data_root: cli.Name = cli.knob("data", "data folder")
-    epochs: cli.Count = cli.knob(3, "passes through both sets")
-    limit: cli.Count | None = cli.knob(None, "only the first so many pictures of a set")
-    seed: cli.Whole = cli.knob(0, "of weights and order")
-    out: cli.Name = cli.knob("weights/factors.safetensors", "file to write")
-
-
 def main() -> None:
-    args = cli.parse(Settings, "Train the network that reads the factors of both MSDS sets.")
-    cli.new_file(args.out)
-    sets = [datasets.load_split(s, "train", args.data_root, args.limit) for s in msds.SETS]
-    net = fit(
-        torch.cat([s.images for s in sets]),
-        np.concatenate([s.labels for s in sets]),
-        args.epochs,
-        args.seed,
-    )
-    facts = provenance(seed=args.seed, epochs=args.epochs, data=[s.fingerprint for s in sets])
-    checkpoints.write_tensors(args.out, {k: str(v) for k, v in facts.items()}, net.state_dict())
-    print(f"Done: {args.out}")
+    parser = cli.Parser("Train the network that reads the factors of both MSDS sets.")
+    parser.add_argument("--out", default="weights/factors.safetensors", help="file to write")
+    out = cli.new_file(parser.parse_args().out)
+    sets = [datasets.load_split(name, "train", "data") for name in msds.SETS]
+    net = fit(torch.cat([s.images for s in sets]), np.concatenate([s.labels for s in sets]))
+    facts = provenance(seed=0, data=[s.fingerprint for s in sets])
+    checkpoints.write_tensors(out, {k: str(v) for k, v in facts.items()}, net.state_dict())
+    print(f"Done: {out}")
 
 
 if __name__ == "__main__":

@@ -30,10 +30,7 @@ def differences(
 ) -> Iterator[Tensor]:
     """Of each latent l: d function(z) / dz_l, like function(z), by forward differences.
 
-    Args:
-        function: of latents in double precision.
-        z: latents (B, C, L, L), float64.
-        positions: channel, row and column of the latents, (K, 3).
+    z is (B, C, L, L), float64; positions are channel, row and column of the latents, (K, 3).
     """
     before = function(z)
     for channel, i, j in positions.tolist():
@@ -49,11 +46,9 @@ def receptive_fields(model: PictureModel, positions: Tensor, samples: int, seed:
     Forward differences in double precision; their error is below 1e-4 of a map's maximum (tests).
 
     Args:
-        model: flow and prior.
         positions: channel, row and column of latents, (..., 3).
         samples: Monte-Carlo samples z from the prior at temperature 1, the same for all latents;
             an even number.
-        seed: of the samples.
 
     Returns:
         Maps from each half of the samples, (2, ..., L, L): their mean is the receptive field.
@@ -101,17 +96,11 @@ def radius(maps: Tensor) -> Tensor:
 
 
 def growth(lengths: Tensor) -> dict[str, float]:
-    """Factor by which a length grows per level, from the first level to the last.
+    """Factor by which lengths (levels, n) of n latents a level grow per level, first to last.
 
     The ratio of their means to the power of one over the steps; with three levels a line fitted
-    through the logarithms has the same slope. The interval is of the latents alone: Student's t
+    through the logarithms has the same slope. The 95 % interval is of the latents alone: Student's t
     with Welch's degrees of freedom. A middle level off the line is no error of either end.
-
-    Args:
-        lengths: (levels, n), at each level of n latents.
-
-    Returns:
-        ``value``, ``low`` and ``high`` of its 95 % interval, and ``n``; 2 is "doubles each level".
     """
     steps, n = len(lengths) - 1, lengths.shape[1]
     mean, variance = lengths[[0, -1]].mean(1), lengths[[0, -1]].var(1) / n

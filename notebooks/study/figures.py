@@ -64,24 +64,23 @@ class _Shown:
 
     def by_set(self, quantity: str) -> dict[str, dict[str, dict]]:
         """Set -> its models of which a quantity is known -> how each is drawn."""
-        sets, known = {}, set(results.select(self.table, quantity)["model"])
-        for name in sorted(known):
-            if (prior := name.partition("_")[2]) in PRIORS:
-                sets.setdefault(name.partition("_")[0], {})[name] = PRIORS[prior]
+        sets = {}
+        for name in sorted(set(results.select(self.table, quantity)["model"])):
+            set_name, _, prior = name.partition("_")
+            if prior in PRIORS:
+                sets.setdefault(set_name, {})[name] = PRIORS[prior]
         return sets
 
-    def rows(self, name: str = "", arrays: dict[str, np.ndarray] | None = None) -> pd.DataFrame:
-        """All rows, and the arrays in the file NAME.npz beside the figure."""
-        sources = [{"file": f"{name}.npz", "array": k} for k in arrays or {}]
-        rows = pd.concat([pd.DataFrame(sources), *self.parts])
-        return rows.drop_duplicates().dropna(axis=1, how="all")
+    @property
+    def rows(self) -> pd.DataFrame:
+        return pd.concat(self.parts).drop_duplicates()
 
 
 @style()
 def save(folder: str | Path, name: str, figure: Figure, rows: pd.DataFrame, arrays: dict) -> None:
     """Write NAME.pdf and .png, NAME.csv with its rows and, if it shows pictures, NAME.npz.
 
-    Each is written whole, and without dates, so that equal figures are equal files.
+    Without dates, so that equal figures are equal files.
     """
     path = Path(folder) / name
     for kind, no_date in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
@@ -89,7 +88,10 @@ def save(folder: str | Path, name: str, figure: Figure, rows: pd.DataFrame, arra
         figure.savefig(drawn, format=kind, dpi=200, metadata=no_date)
         with replacing(path.with_suffix(f".{kind}")) as temporary:
             temporary.write_bytes(drawn.getbuffer())
-    results.write_csv(path.with_suffix(".csv"), rows)
+    sources = pd.DataFrame([{"file": f"{name}.npz", "array": key} for key in arrays])
+    results.write_csv(
+        path.with_suffix(".csv"), pd.concat([sources, rows]).dropna(axis=1, how="all")
+    )
     if arrays:
         with replacing(path.with_suffix(".npz")) as temporary:
             np.savez_compressed(temporary, **arrays)
@@ -153,7 +155,7 @@ def data(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
         _sheet(axis, pictures.reshape(2, -1, *pictures.shape[1:]))
         axis.set_title(f"{key[9:].upper()}. Global: one {whole} a picture")
         axis.set_xlabel(f"Local, of each ellipse: {local}, position, {whole} jitter")
-    return figure, _Shown(table).rows("fig01_data", arrays), arrays
+    return figure, table[:0], arrays
 
 
 LAYERS = {
@@ -227,11 +229,10 @@ def _level(axis: Axes, flow: RGFlow, h: int, levels: np.ndarray) -> None:
 
 
 @style()
-def lattice(_: pd.DataFrame | None = None, image_size: int = 16, kernel: int = 4) -> Drawing:
+def lattice(_: pd.DataFrame | None = None, image_size: int = 16) -> Drawing:
     """Schematic of the architecture, drawn from the code's own lattice and layers."""
-    sizes = {"coupling_layers": 1, "res_blocks": 1, "hidden": 1, "mlp_depth": 1}
-    config = RGFlowConfig(image_size=image_size, channels=1, kernel=kernel, **sizes)
-    flow, levels = RGFlow(config), lattice_levels(image_size, kernel).numpy()
+    config = RGFlowConfig(image_size, channels=1, coupling_layers=1, res_blocks=1, hidden=1)
+    flow, levels = RGFlow(config), lattice_levels(image_size, config.kernel).numpy()
     figure = Figure((DOUBLE, 4.6), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=(2.15, 2.45))
     _flow_chart(top.subplots(), config)
@@ -246,12 +247,8 @@ def lattice(_: pd.DataFrame | None = None, image_size: int = 16, kernel: int = 4
     final.set(xticks=[], yticks=[], title="all latents, by level h")
     final.set_xlabel("a latent is kept at the\npixel where it was left")
     blocks = [Rectangle((0, 0), 1, 1, fc=k["edgecolor"] + "40", **k) for k in LAYERS.values()]
-    names = (
-        "goes on to h + 1",
-        "stays: latent",
-        "decimator's blocks (one filled)",
-        "disentangler's blocks",
-    )
+    names = ["goes on to h + 1", "stays: latent", "decimator's blocks (one filled)"]
+    names += ["disentangler's blocks"]
     below.legend([*axes[0].lines, *blocks], names, loc="outside lower center", ncols=4)
     h = np.arange(config.levels)
     rows = {"level": h, "lattice edge": image_size >> h, "latents": np.bincount(levels.flat)}
@@ -284,7 +281,7 @@ def curves(table: pd.DataFrame) -> Drawing:
         axis.set_xlabel("training pictures seen / thousands")
     axes[0, 0].set_ylabel("bits per dimension")
     _legend(figure, 4)
-    return figure, shown.rows(), {}
+    return figure, shown.rows, {}
 
 
 @style()
@@ -313,7 +310,7 @@ def priors(table: pd.DataFrame) -> Drawing:
         axis.grid(axis="y")
     axes[0, 0].set_ylabel("difference in test bpd, same seed")
     _legend(figure, 3)
-    return figure, shown.rows(), {}
+    return figure, shown.rows, {}
 
 
 @style()
@@ -353,7 +350,7 @@ def bits(table: pd.DataFrame) -> Drawing:
     axes[0, 2].set_title("Laplace less Gaussian,\nper dimension")
     axes[-1, 2].set_xlabel("bits per dimension")
     _legend(figure, 2)
-    return figure, shown.rows(), {}
+    return figure, shown.rows, {}
 
 
 @style()
@@ -378,40 +375,41 @@ def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
             axis.set_ylabel("latent 2" if k else f"{results.title(model)}\nlatent 1")
     bar = figure.colorbar(image, ax=list(axes.flat), location="bottom", aspect=50, fraction=0.06)
     bar.set_label("E|∂G/∂z| over its maximum, log10 (white line: edge of the causal cone)")
-    return figure, _Shown(table).rows("fig05_fields", arrays), arrays
+    return figure, table[:0], arrays
 
 
 @style()
 def growth(table: pd.DataFrame) -> Drawing:
     """Radius and area of receptive fields by level, and what one pixel touches in inference."""
     shown, sets = _Shown(table), _Shown(table).by_set("radius")
+    random = {"color": "0.4", "marker": "x", "linestyle": "none", "label": "random weights"}
     figure, axes = _axes(DOUBLE, 4.4, 2, len(sets) + 1)
     for (above, below), (set_name, models) in zip(axes.T, sets.items(), strict=False):
-        text, rates = "growth per level, h = 0 … 2", {"Random": ("growth", "random")}
-        for k, (name, look) in enumerate(models.items()):
-            prior, shift = look["label"].split()[0], 0.1 * k - 0.05
-            rates |= {prior: ("growth", name), f"{prior}, seeds": ("growth_seeds", name)}
-            _line(above, "level", shown("radius", model=name), shift, **look)
-            few = {"color": look["color"], "marker": "_", "ms": 9, "ls": "none"}
-            _line(below, "level", shown("area_half", model=name), shift, **few)
+        for k, (name, look) in enumerate((models | {"random": random}).items()):
+            shift, kind = 0.1 * k - 0.1, look["label"].split()[0]
+            rates = [shown("growth", model=name, factor="radius").assign(of=kind)]
+            rates += [shown("growth_seeds", model=name, factor="radius").assign(of="seeds")]
+            rates = pd.concat(rates).to_dict("records")
+            text = "\n".join(map("{of}: {value:.2f} ({low:.2f}–{high:.2f})".format_map, rates))
+            _line(above, "level", shown("radius", model=name), shift, **look | {"label": text})
             _line(below, "level", shown("area", model=name), shift, **look)
-            theirs = {"linestyle": ":", "mfc": "white", "label": f"{prior}, IGF23's way"}
-            _line(below, "level", shown("procedure_area", model=name), **look | theirs)
+            if name == "random":
+                continue
+            few, label = shown("area_half", model=name), None if k else "half the samples"
+            below.plot(few["level"] + shift, few["value"], "k_", ms=9, zorder=3, label=label)
+            theirs = {"linestyle": "none", "mfc": "white", "label": f"{kind}, IGF23's way"}
+            _line(below, "level", shown("procedure_area", model=name), shift, **look | theirs)
         for axis, quantity, factor in ((above, "radius", 2), (below, "area", 4)):
-            random = {"color": "0.4", "marker": "x", "linestyle": ":", "label": "random weights"}
-            _line(axis, "level", shown(quantity, model="random"), **random)
-            rows = shown(quantity, model=name).sort_values("level")
-            doubled = rows["value"].iloc[0] * factor ** np.arange(len(rows))
-            axis.plot(range(len(rows)), doubled, "k:", lw=0.8, label="doubling of length")
+            start = shown(quantity, model=next(iter(models)), level=0)["value"].item()
+            doubled = start * factor ** np.arange(len(few))
+            axis.plot(doubled, "k:", lw=0.8, zorder=0, label="doubling of length")
             for value in shown(f"ceiling_{quantity}", model=set_name)["value"]:
-                axis.axhline(value, color="0.4", lw=0.8, label="the mean picture")
+                axis.axhline(value, color="0.4", lw=0.8, zorder=0, label="the mean picture")
             axis.set_yscale("log", base=2)
             axis.yaxis.set_major_formatter("{x:g}")
-        for who, (quantity, name) in rates.items():
-            for row in shown(quantity, model=name, factor="radius").to_dict("records"):
-                text += f"\n{who}: {{value:.2f}} ({{low:.2f}}–{{high:.2f}})".format(**row)
-        above.text(0.03, 0.97, text, transform=above.transAxes, va="top", fontsize=7)
-        above.set(ylim=(None, 130), title=set_name.upper())
+        where = {"loc": "upper left", "handlelength": 1.5, "handletextpad": 0.5, "fontsize": 7}
+        above.legend(handles=above.containers, title="growth per level, h = 0 … 2", **where)
+        above.set(ylim=(None, 200), title=set_name.upper())
     axes[0, 0].set_ylabel("radius / pixels")
     axes[1, 0].set_ylabel("area with 90 % of effect / pixels")
     reach, key = axes[:, -1]
@@ -421,9 +419,8 @@ def growth(table: pd.DataFrame) -> Drawing:
     reach.set(xlabel="edge L of the picture / pixels", ylabel="positions touched")
     reach.set_title("inference, one pixel changed")
     key.axis("off")
-    handles = [*axes[1, 0].get_legend_handles_labels()]
-    key.legend(*handles, loc="center", title="dashes: area with half the samples")
-    return figure, shown.rows(), {}
+    key.legend(*axes[1, 0].get_legend_handles_labels(), loc="center")
+    return figure, shown.rows, {}
 
 
 @style()
@@ -453,7 +450,7 @@ def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
         sheets |= pictures
     axes[1, 0].set_ylabel("Fréchet distance\n(own features)")
     _legend(figure, 3)
-    return figure, shown.rows("fig11_samples", sheets), sheets
+    return figure, shown.rows, sheets
 
 
 def _factors(axis: Axes, rows: pd.DataFrame) -> None:
@@ -482,7 +479,7 @@ def mixing(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
         below.set_xlabel("h: levels ≥ h are B's, finer ones A's")
     axes[1, 0].set_ylabel("factor: as in A (0) … in B (1)")
     _legend(figure, 3)
-    return figure, shown.rows("fig03_mixing", arrays), arrays
+    return figure, shown.rows, arrays
 
 
 @style()
@@ -512,7 +509,7 @@ def probes(table: pd.DataFrame) -> Drawing:
         line[0].set_ylabel(f"{set_name.upper()}: held-out R²")
         line[1 + count].set_ylabel("change / another picture's")
     _legend(figure, 5)
-    return figure, shown.rows(), {}
+    return figure, shown.rows, {}
 
 
 @style()
@@ -538,4 +535,4 @@ def changes(table: pd.DataFrame) -> Drawing:
     axis.margins(x=0.1)
     axis.set_xlabel("test bpd less that of the unchanged\nnetwork, by seed (circles) and mean")
     axis.grid(axis="x")
-    return figure, shown.rows(), {}
+    return figure, shown.rows, {}

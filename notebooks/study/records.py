@@ -2,11 +2,10 @@
 
 ``data/runs.json`` says what each run trains, as differences from the lean recipe; a finished run
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too,
-those under "shipped8" rounded to 16 bits (and their records are of these), those under "seeds" the
-numbers of notebooks 05 and 06. Without NAME, the names of runs that have no whole record are listed.
+those under "shipped8" rounded to 16 bits (and their records are of these). Without NAME, the names of
+runs that have no whole record are listed.
 """
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,21 +16,19 @@ from torch import Tensor
 
 from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
-from rgflow_core.files import provenance, read_json, replacing, write_json
-from study import ablations, answers, benchmarks, report, results, run, separation
+from rgflow_core.files import provenance, read_json, write_json
+from study import ablations, answers, benchmarks, report, results
 from study.results import row
-from study.statistics import bounds, interval, mean, paired
+from study.statistics import bounds, interval, mean
 
 PLAN = "data/runs.json"
 PEERS = "data/peers.json"  # what notebook A4 shows: a plan of its own, of groups with other names
 FOLDER = "data/records"
 DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
 SUBSET = 500
-# What records of the group "seeds" keep of notebooks 05 and 06.
-LATENTS = ("probe", "intervention", "separation", "radius", "growth")
 # Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
 CHANGES = "ablations"
-ASKED = ("peers_", "fashion", "published")  # groups of PEERS asked what notebooks 05 and 06 ask
+ASKED = ("seeds", "peers_", "fashion", "published")  # groups asked what notebooks 05 and 06 ask
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 BRIEF = ("tuning8", "tuning_glow", "tuning_realnvp", "tuning_flat", "slow", "steps")
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
@@ -110,56 +107,31 @@ def make(name: str, root: Path) -> Path:
     test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
     # The FLOP/s are of the same hour, for what "minutes" mean.
     facts = read_json(folder / "record.json") | {"name": name, "matrix_peak": peak}
-    facts |= _judged(model, settings, test.images, folder, shipped)
-    if group == "seeds":
-        facts["latents"] = _latents(name, weights, root)
-    elif group.startswith(ASKED):
+    facts |= _judged(model, test.images, shipped)
+    if group.startswith(ASKED):
         facts["latents"] = answers.answers(model, settings.dataset, root)
-        facts["speed"] = _speed(settings, test.images[:SUBSET])
+        if name in others:
+            lean = train.Settings(**train.LEAN_RECIPE | {"dataset": settings.dataset})
+            sides = (benchmarks.step(own, test.images[:SUBSET]) for own in (lean, settings))
+            facts["speed"] = benchmarks.race(*sides, 7)  # a step of the lean recipe and of this one
     write_json(record, facts)
     if shipped:
         report.write(root / "weights" / "README.md", "cards", records=shipped_records(root))
     return record
 
 
-def _judged(
-    model: PictureModel, settings: train.Settings, images: Tensor, folder: Path, shipped: bool
-) -> dict:
-    """Bits of test pictures; those of each go into the run's folder."""
-    bits, few = evaluate.evaluate(model, images), images[:SUBSET]
-    checkpoints.write_pickle(folder / "test_bits.pt", bits.float())
+def _judged(model: PictureModel, images: Tensor, shipped: bool) -> dict:
+    """Bits of test pictures."""
+    bits = evaluate.evaluate(model, images)
     facts = {"test": evaluate.mean_and_error(bits)}
     if model.dequantiser is not None:
         uniform = evaluate.evaluate(PictureModel(model.flow, model.prior), images)
         facts["test_uniform_noise"] = evaluate.mean_and_error(uniform)
     if shipped:
-        draws = [bits[:SUBSET]]
-        draws += [evaluate.evaluate(model, few, seed) for seed in range(1, max(DRAWS))]
+        seeds = range(1, max(DRAWS))
+        draws = [bits[:SUBSET], *(evaluate.evaluate(model, images[:SUBSET], s) for s in seeds)]
         facts["importance_weighted"] = bounds(torch.stack(draws), DRAWS, model.flow.config.dim)
-    if settings.without_noise:
-        with torch.no_grad():
-            values = [model.bits_per_dim(p, torch.full(p.shape, 0.5)) for p in few.split(100)]
-        facts["test_without_noise"] = evaluate.mean_and_error(torch.cat(values))
     return facts
-
-
-def _speed(settings: train.Settings, images: Tensor) -> dict:
-    """A step of the lean recipe and one of these settings, in turns: see :func:`benchmarks.race`."""
-    lean = train.Settings(**train.LEAN_RECIPE | {"dataset": settings.dataset})
-    return benchmarks.race(benchmarks.step(lean, images), benchmarks.step(settings, images), 7)
-
-
-def _latents(name: str, weights: Path, root: Path) -> list[list]:
-    """What notebooks 05 and 06 say of a run's model, with the default profile: rows of numbers."""
-    folder = weights.parent
-    with replacing(folder / f"{name}.safetensors") as temporary:
-        shutil.copyfile(weights, temporary)
-    here = str(folder.relative_to(root))
-    for notebook in ("05_receptive_fields", "06_latent_space"):
-        run.run(notebook, "default", weights=here, out=here)
-    table = results.read(folder / "results")
-    kept = table[table["quantity"].isin(LATENTS)][["quantity", "level", "factor", "value"]]
-    return kept.astype(object).where(kept.notna(), None).values.tolist()
 
 
 def shipped_records(root: Path) -> dict[str, dict]:
@@ -191,41 +163,51 @@ def _mean_row(quantity: str, mean: dict, model: str = "", **where: object) -> di
     return row(quantity, model=model, **where, **ends)
 
 
-def _change_of(name: str) -> tuple[str, int]:
-    """Change and seed of a run's name, KIND_CHANGE_seedN."""
-    change, _, seed = name.partition("_")[2].rpartition("_seed")
-    return change, int(seed)
-
-
 def _difference(
     quantity: str, of: dict[int, float], less: dict[int, float], comparisons: int = 1, **where: str
 ) -> list[dict]:
     """A row of the mean difference of runs of the same seed; a single one has no interval."""
-    both = sorted(of.keys() & less.keys())
-    sides = ([side[seed] for seed in both] for side in (of, less))
-    return [row(quantity, **paired(*sides, comparisons), **where)] if both else []
+    gaps = [of[seed] - less[seed] for seed in sorted(of.keys() & less.keys())]
+    return [row(quantity, **mean(gaps, comparisons), **where)] if gaps else []
 
 
 def _seed_rows(root: Path) -> list[dict]:
     """Test bpd of the runs that differ in set, prior and the prior's scale, and differences."""
-    bits: dict[tuple[str, str], dict[int, float]] = {}
-    rows = []
+    rows, bits = [], {}  # set -> prior -> seed -> bpd
     for record in read(root, plan(root, "seeds") | plan(root, "convention")).values():
         settings = record["settings"]
-        scale = " scale 1" if settings["convention"] == "unit_scale" else ""
-        where = settings["dataset"], settings["prior"] + scale
-        bits.setdefault(where, {})[settings["seed"]] = record["test"]["bpd"]
-        same = {"model": where[0], "factor": where[1], "at": settings["seed"]}
-        rows.append(_mean_row("seed_bpd", record["test"], **same))
+        set_name, seed = settings["dataset"], settings["seed"]
+        prior = settings["prior"] + " scale 1" * (settings["convention"] == "unit_scale")
+        bits.setdefault(set_name, {}).setdefault(prior, {})[seed] = record["test"]["bpd"]
+        rows.append(_mean_row("seed_bpd", record["test"], set_name, factor=prior, at=seed))
     if rows:  # all runs are alike in these
         rows.append(row("seed_run", record["images_seen"], factor="pictures"))
         rows.append(row("seed_run", settings["batch_size"], factor="batch"))
     laplace, unit, gaussian = "laplace", "laplace scale 1", "gaussian"
-    for set_name in dict.fromkeys(name for name, _ in bits):
+    for set_name, priors in bits.items():
         for of, less in ((laplace, gaussian), (unit, gaussian), (unit, laplace)):
-            sides = (bits.get((set_name, prior), {}) for prior in (of, less))
             where = {"model": set_name, "factor": f"{of} less {less}"}
+            sides = (priors.get(prior, {}) for prior in (of, less))
             rows += _difference("prior_difference", *sides, **where)
+    return rows
+
+
+def _latent_rows(root: Path) -> list[dict]:
+    """What records keep of their runs' latents: means over seeds, and Laplace less Gaussian."""
+    kept = {}  # quantity, set, level, factor -> prior -> seed -> value
+    for record in read(root, plan(root, "seeds")).values():
+        settings = record["settings"]
+        for quantity, level, factor, value in record.get("latents", ()):
+            priors = kept.setdefault((quantity, settings["dataset"], level, factor), {})
+            priors.setdefault(settings["prior"], {})[settings["seed"]] = value
+    rows = []
+    for (quantity, set_name, level, factor), priors in kept.items():
+        where = {"level": level, "factor": factor}
+        for prior, values in priors.items():
+            over = mean([*values.values()])
+            rows.append(row(f"{quantity}_seeds", model=f"{set_name}_{prior}", **where, **over))
+        sides = (priors.get(prior, {}) for prior in ("laplace", "gaussian"))
+        rows += _difference(f"{quantity}_difference", *sides, model=set_name, **where)
     return rows
 
 
@@ -233,7 +215,7 @@ def _one_epoch_rows(root: Path) -> list[dict]:
     """The published model after one epoch of ``--test-mode``: by seed, over pictures; over seeds."""
     runs, rows = read(root, plan(root, "one_epoch")).values(), []
     for split in ("test", "val") if runs else ():
-        judged = [r["test"] if split == "test" else r["test"] | r["validation"][-1] for r in runs]
+        judged = [r["test"] | (r["validation"][-1] if split == "val" else {}) for r in runs]
         rows.append(row("one_epoch_mean", factor=split, **mean([one["bpd"] for one in judged])))
         for record, one in zip(runs, judged, strict=True):
             one = one | {"images": record["test"]["images"]}  # of either split
@@ -247,12 +229,13 @@ def _change_rows(root: Path) -> list[dict]:
     ``batch_512`` sees as many pictures as the unchanged network, in fewer steps;
     ``batch_512_equal_steps`` is compared with ``few_steps``, the unchanged batch for as few.
     """
-    # Bonferroni's correction is for the comparisons planned, not for those that have records yet.
     planned = plan(root, CHANGES)
-    runs = {_change_of(name)[0]: {} for name in planned}
-    for name, record in read(root, planned).items():
-        change, seed = _change_of(name)
-        runs[change][seed] = record
+    records, runs = read(root, planned), {}  # change -> seed -> record
+    for name in planned:  # KIND_CHANGE_seedN
+        change, _, seed = name.partition("_")[2].rpartition("_seed")
+        runs.setdefault(change, {})
+        if name in records:
+            runs[change][int(seed)] = records[name]
     bits = {
         change: {seed: record["test"]["bpd"] for seed, record in by.items() if "test" in record}
         for change, by in runs.items()
@@ -265,6 +248,7 @@ def _change_rows(root: Path) -> list[dict]:
         both = sorted(bits[of].keys() & bits[less].keys())
         rows += [row("change", bits[of][s] - bits[less][s], factor=factor, at=s) for s in both]
         rows.append(row("change_diverged", len(runs[of]) - len(bits[of]), factor=factor))
+        # Bonferroni's correction is for the comparisons planned, not for those with records.
         means = _difference("change_mean", bits[of], bits[less], len(pairs), factor=factor)
         worse += sum(factor in DETAILS and (one["low"] or 0) > 0 for one in means)
         rows += means
@@ -285,19 +269,14 @@ def _run_rows(root: Path) -> list[dict]:
     for group in ("shipped", "shipped8", "lean8", "affine"):
         for name, record in read(root, plan(root, group)).items():
             count = {"images": record["settings"]["val_images"]}
-            rows += [
-                _mean_row("validation", point | count, name, at=point["images"])
-                for point in record["validation"]
-            ]
-            rows += [
-                _mean_row("bound", bound, name, at=draws)
-                for draws, bound in record.get("importance_weighted", {}).items()
-            ]
+            for point in record["validation"]:
+                rows.append(_mean_row("validation", point | count, name, at=point["images"]))
+            for draws, bound in record.get("importance_weighted", {}).items():
+                rows.append(_mean_row("bound", bound, name, at=draws))
             if group != "shipped":  # of these notebook 03 has more
                 rows.append(_mean_row("bpd", record["test"], name, at="test"))
                 rows.append(row("parameters", record["parameters"], name))
-            if "test_uniform_noise" in record:
-                uniform = record["test_uniform_noise"]
+            if uniform := record.get("test_uniform_noise"):
                 rows.append(_mean_row("bpd", uniform, name, at="test, uniform noise"))
     return rows
 
@@ -317,8 +296,7 @@ def rows(root: Path) -> list[dict]:
     for group in read_json(root / PLAN):
         missing = sum(not complete(root, name) for name in plan(root, group))
         made.append(row("runs_missing", missing, factor=group))
-    latents = separation.over_seeds(read(root, plan(root, "seeds")).values())
-    return made + _published_rows(root) + latents
+    return made + _published_rows(root) + _latent_rows(root)
 
 
 def main() -> None:

@@ -23,18 +23,18 @@ _KEY = ["quantity", "model", "level", "factor", "at"]
 # What a number may differ by between machines, absolute and relative to the reference. Weights,
 # pictures and noise are the same; what differs is rounding, and what rounding does to a training.
 _OTHERWISE = (2e-3, 0.01)
-TOLERANCES = {"background": (1e-6, 1e-6), "entropy": (1e-4, 1e-4), "validation": (0.1, 0.05)}
-TOLERANCES |= dict.fromkeys(("area", "area_half", "procedure_area"), (1.0, 0.02))
-TOLERANCES |= dict.fromkeys(
-    ("frechet", "frechet_real", "radius", "radius_half", "growth", "growth_step"), (0.05, 0.02)
-)
-TOLERANCES |= dict.fromkeys(
-    ("hoyer", "excess_kurtosis", "rotation_cost", "probe", "probe_untrained", "intervention",
-     "separation", "mixing"), (0.02, 0.02)
-)  # fmt: skip
+TOLERANCES = {
+    "background": (1e-6, 1e-6), "entropy": (1e-4, 1e-4), "validation": (0.1, 0.05),
+    **dict.fromkeys(("area", "area_half", "procedure_area"), (1.0, 0.02)),
+    **dict.fromkeys(("radius", "radius_half", "growth", "growth_step"), (0.05, 0.02)),
+    **dict.fromkeys(("frechet", "frechet_real"), (0.05, 0.02)),
+    **dict.fromkeys(("hoyer", "excess_kurtosis", "rotation_cost", "mixing"), (0.02, 0.02)),
+    **dict.fromkeys(("probe", "probe_untrained", "intervention", "separation"), (0.02, 0.02)),
+}  # fmt: skip
 # Durations, and what rounding can lead elsewhere: which samples explode.
 _LEFT_OUT = ("cost", "exploded")
 _TYPES = {"level": "Int64", "n": "Int64"} | dict.fromkeys(("value", "low", "high"), "float64")
+_TEXTS = dict.fromkeys(("notebook", "quantity", "model", "factor", "at"), str)
 
 
 def root(start: str | Path = ".") -> Path:
@@ -50,21 +50,20 @@ def root(start: str | Path = ".") -> Path:
     raise UserError(f"{here} is not inside the study's repository; start Jupyter there")
 
 
-def models(folder: str | Path) -> dict[str, Path]:
-    """SET_PRIOR... -> path of the models ``.safetensors`` in a folder, in order of their names.
+def models(folder: str | Path, lean8: bool = False) -> dict[str, Path]:
+    """SET_PRIOR... -> path of the models in a folder, in order of their names.
 
-    Without SET_PRIOR_lean8: these models have other levels, and only notebook 03 reads them.
+    Those of SET_PRIOR_lean8 have other levels: only notebook 03 asks for them, by themselves.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no model.
     """
-    paths = sorted(Path(folder).glob("msds*.safetensors"))
-    paths = {path.stem: path for path in paths if not path.stem.endswith("_lean8")}
+    paths = {path.stem: path for path in sorted(Path(folder).glob("msds*.safetensors"))}
     if not paths:
         raise UserError(
             f"{folder}: no msds*.safetensors; run notebook 02_training (or make reproduce)"
         )
-    return paths
+    return {name: path for name, path in paths.items() if name.endswith("_lean8") == lean8}
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -96,23 +95,16 @@ def row(
     high: float | None = None,
     n: int | None = None,
 ) -> dict:
-    """One measurement of a quantity.
+    """One measurement of a quantity, its 95 % interval, and over how many it is a mean.
 
-    Args:
-        quantity, value: what was measured, and what came out.
-        model: its name, or a set's where it is a property of the data.
-        level: 0 is the finest.
-        factor: a data factor, a prior, a change, a part.
-        at: the condition: a split, a temperature, pictures seen, K, L, a seed.
-        low, high: the 95 % interval.
-        n: what was averaged over.
+    ``model`` may be a set, of a property of the data; level 0 is the finest; ``factor`` is a data
+    factor, a prior, a change or a part; ``at`` a split, a temperature, pictures seen, K, L, a seed.
     """
     values = (quantity, model, level, factor, _text(at), float(value), low, high, n)
     return dict(zip(COLUMNS, values, strict=True))
 
 
 def _table(rows: Iterable[dict]) -> pd.DataFrame:
-    """Rows as a table, refused if one is not finite or said twice."""
     table = pd.DataFrame(rows, columns=COLUMNS).astype(_TYPES)
     odd = table[~np.isfinite(table["value"]) | np.isinf(table[["low", "high"]]).any(axis=1)]
     twice = table[table.duplicated(_KEY)]
@@ -142,11 +134,9 @@ def write(
 
     Args:
         folder: the profile's folder of results.
-        notebook: its name.
         rows: of :func:`row`; they are returned as a table.
         arrays: what figures show and no table holds, such as pictures.
-        seed: of all random choices.
-        parameters: of the notebook.
+        seed, parameters: of the notebook.
 
     Raises:
         UserError: if a value is not finite or a measurement is there twice.
@@ -169,17 +159,15 @@ def write(
 
 
 def beside(table: pd.DataFrame, columns: str | None = None) -> pd.DataFrame:
-    """Values of a notebook's run beside those stored in ``figures/``, on which texts rest.
+    """Values of :func:`write` beside those stored in ``figures/``, on which texts rest.
 
     Args:
-        table: rows of :func:`write`.
         columns: what is spread over columns, such as "level"; by default nothing, and the stored
             values' intervals are shown.
     """
-    both = table[[*_KEY, "value"]].merge(
-        read(root() / "figures"), on=_KEY, how="left", suffixes=("_here", None)
-    )
-    both = both.rename(columns={"value_here": "here", "value": "stored"})
+    here = table[[*_KEY, "value"]].rename(columns={"value": "here"})
+    both = here.merge(read(root() / "figures"), on=_KEY, how="left")
+    both = both.rename(columns={"value": "stored"})
     shown = [name for name in _KEY if (both[name] != "").any() and both[name].notna().any()]
     if columns is None:
         return both[[*shown, "here", "stored", "low", "high", "n"]].round(3)
@@ -197,12 +185,9 @@ def _verified(folder: str | Path, name: str, kind: str) -> Path:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    texts = dict.fromkeys(("notebook", "quantity", "model", "factor", "at"), str)
+    blanks = {name: [""] for name in _TYPES}  # elsewhere "NA" and the like are texts
     with refusing_damage(path, "a table of results"):
-        table = pd.read_csv(
-            path, dtype=_TYPES | texts, keep_default_na=False,
-            na_values={name: [""] for name in _TYPES},
-        )  # fmt: skip
+        table = pd.read_csv(path, dtype=_TYPES | _TEXTS, keep_default_na=False, na_values=blanks)
         table[list(COLUMNS)]  # a foreign table lacks some
     return table
 
@@ -212,7 +197,7 @@ def read(folder: str | Path, notebook: str | None = None) -> pd.DataFrame:
 
     Args:
         folder: of a profile's results, or one with a collected ``results.csv``, as ``figures``.
-        notebook: its name; by default all.
+        notebook: by default all.
 
     Raises:
         UserError: if there are none, or a file is damaged.
@@ -220,12 +205,12 @@ def read(folder: str | Path, notebook: str | None = None) -> pd.DataFrame:
     folder = Path(folder)
     if notebook is None and (folder / "results.csv").exists():
         return _read_csv(_verified(folder, "results", "csv"))
-    names = [notebook] if notebook else sorted(path.stem for path in folder.glob("*.json"))
-    if not names:
+    tables = []
+    for name in [notebook] if notebook else sorted(path.stem for path in folder.glob("*.json")):
+        tables.append(_read_csv(_verified(folder, name, "csv")))
+        tables[-1].insert(0, "notebook", name)
+    if not tables:
         raise UserError(f"{folder}: no results; run notebooks 01 to 06 (or make reproduce)")
-    tables = [_read_csv(_verified(folder, name, "csv")) for name in names]
-    for name, table in zip(names, tables, strict=True):
-        table.insert(0, "notebook", name)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -238,27 +223,19 @@ def arrays(folder: str | Path, notebook: str) -> dict[str, np.ndarray]:
 
 def origins(folder: str | Path) -> dict[str, dict]:
     """Notebook -> where its numbers come from, of a folder that :func:`read` reads."""
-    joined = Path(folder) / "results.json"
-    if joined.exists():
-        return read_json(joined, by_hand=False)["notebooks"]
-    paths = sorted(Path(folder).glob("*.json"))
-    return {path.stem: read_json(path, by_hand=False) for path in paths}
+    folder = Path(folder)
+    if (folder / "results.json").exists():
+        return read_json(folder / "results.json", by_hand=False)["notebooks"]
+    return {path.stem: read_json(path, by_hand=False) for path in sorted(folder.glob("*.json"))}
 
 
 def select(table: pd.DataFrame, quantity: str, **where: object) -> pd.DataFrame:
-    """The rows of a quantity whose columns are as ``where`` says; a list allows each of it.
-
-    Raises:
-        UserError: for a column that is not there.
-    """
+    """The rows of a quantity whose columns are as ``where`` says; a list allows each of it."""
     rows = table[table["quantity"] == quantity]
     for column, wanted in where.items():
-        if column not in table:
-            raise UserError(f"results have no column {column}; those are {', '.join(table)}")
-        values = wanted if isinstance(wanted, list | tuple | set) else [wanted]
-        if column == "at":
-            values = [_text(value) for value in values]
-        rows = rows[rows[column].isin([pd.NA if v is None else v for v in values])]
+        values = wanted if isinstance(wanted, list) else [wanted]
+        known = {"at": _text}.get(column, lambda value: pd.NA if value is None else value)
+        rows = rows[rows[column].isin(map(known, values))]
     return rows
 
 
@@ -275,51 +252,42 @@ def number(table: pd.DataFrame, quantity: str, column: str = "value", **where: o
     return float(rows[column].iloc[0])
 
 
-def collect(folder: str | Path, target: str | Path) -> None:
+def collect(folder: Path, target: Path) -> None:
     """Join the tables of a profile: ``results.csv``, and ``results.json`` with their provenance."""
-    target = Path(target)
     write_csv(target / "results.csv", read(folder))
     hashes = {"csv": sha256(target / "results.csv")}
     write_json(target / "results.json", {"notebooks": origins(folder), "files": hashes})
 
 
-def compare(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """Both tables side by side: ``value``, ``reference``, ``tolerance`` and ``verdict``."""
-    key = ["notebook", *_KEY]
-    sides = (t[~t["quantity"].isin(_LEFT_OUT)] for t in (table, reference))
-    here, there = (side[[*key, "value"]] for side in sides)
-    both = here.merge(there.rename(columns={"value": "reference"}), on=key, how="outer")
-    limits = [TOLERANCES.get(quantity, _OTHERWISE) for quantity in both["quantity"]]
-    absolute, relative = np.array(limits).reshape(-1, 2).T
-    both["tolerance"] = absolute + relative * both["reference"].abs()
-    agrees = (both["value"] - both["reference"]).abs() <= both["tolerance"]
-    both["verdict"] = np.where(agrees, "agrees", "DEVIATES")
-    both.loc[both["value"].isna(), "verdict"] = "missing here"
-    both.loc[both["reference"].isna(), "verdict"] = "not in the reference"
-    return both
+def _left_in(table: pd.DataFrame) -> pd.DataFrame:
+    return table[~table["quantity"].isin(_LEFT_OUT)]
 
 
-def check(target: str | Path) -> None:
+def check(target: Path) -> None:
     """Compare ``results.csv`` in a folder with ``reference.csv``, and print what deviates.
 
     Raises:
         UserError: if a number deviates, or is on one side only.
     """
-    reference = Path(target) / "reference.csv"
-    rows = compare(read(target), _read_csv(reference))
-    bad = rows[rows["verdict"] != "agrees"]
-    print(f"{len(rows) - len(bad)} of {len(rows)} numbers agree with {reference}")
-    if len(bad):
-        print(bad.drop(columns="tolerance").to_string(index=False, na_rep=""))
+    reference, key = target / "reference.csv", ["notebook", *_KEY]
+    here, there = (_left_in(t)[[*key, "value"]] for t in (read(target), _read_csv(reference)))
+    both = here.merge(there, "outer", key, suffixes=(None, "_reference"))
+    limits = [TOLERANCES.get(quantity, _OTHERWISE) for quantity in both["quantity"]]
+    absolute, relative = np.array(limits).T
+    allowed = absolute + relative * both["value_reference"].abs()
+    agrees = (both["value"] - both["value_reference"]).abs() <= allowed
+    print(f"{agrees.sum()} of {len(both)} numbers agree with {reference}")
+    if not agrees.all():
+        print(both[~agrees].to_string(index=False, na_rep=""))
         raise UserError(
-            f"{len(bad)} numbers are not those of {reference}; if that is meant: make reference"
+            f"{(~agrees).sum()} numbers are not those of {reference}; if that is meant: make reference"
         )
 
 
 def main() -> None:
     parser = cli.Parser("Join a profile's tables, compare them with the reference, or make it.")
     parser.add_argument("what", choices=("collect", "check", "reference"))
-    parser.add_argument("folders", nargs="+", help="FOLDER TARGET to collect, else TARGET")
+    parser.add_argument("folders", nargs="+", type=Path, help="[FOLDER] TARGET")
     args = parser.parse_args()
     *folder, target = args.folders
     if args.what == "collect":
@@ -327,8 +295,7 @@ def main() -> None:
     elif args.what == "check":
         check(target)
     else:
-        table = read(target)
-        write_csv(Path(target) / "reference.csv", table[~table["quantity"].isin(_LEFT_OUT)])
+        write_csv(target / "reference.csv", _left_in(read(target)))
 
 
 if __name__ == "__main__":

@@ -5,14 +5,14 @@ The executed copy, ``runs/PROFILE/NOTEBOOK.ipynb``, appears when it is done; unt
 this process's number in its name. With ``--model SET_PRIOR`` both names end in the model's.
 """
 
-import ast
 import os
 import sys
 from pathlib import Path
 from typing import TextIO
 
-import nbformat
+import papermill
 import yaml
+from papermill.exceptions import PapermillExecutionError
 
 from rgflow_core import cli
 from rgflow_core.errors import UserError
@@ -40,30 +40,18 @@ class Prefixed:
 
 
 def accepted(path: Path) -> set[str]:
-    """The names that a notebook's cell of parameters assigns.
-
-    Raises:
-        UserError: if the file is no notebook.
-    """
+    """The names of a notebook's parameters; :class:`UserError` if the file is no notebook."""
     with refusing_damage(path, "a notebook"):
-        cells = nbformat.read(path, as_version=4).cells
-    source = "\n".join(c.source for c in cells if "parameters" in c.metadata.get("tags", []))
-    names = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-    return {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        return set(papermill.inspect_notebook(path))
 
 
-def parameters(notebook: str, profile: str, model: str | None, names: set[str]) -> dict:
+def parameters(notebook: str, profile: str, model: str | None = None) -> dict:
     """What a profile gives a notebook, of ``PROFILES`` and of its own folders.
-
-    Args:
-        notebook: its name.
-        profile: its name.
-        model: SET_PRIOR, or none.
-        names: of the parameters that the notebook has.
 
     Raises:
         UserError: for a profile that does not exist, or a parameter that the notebook has not.
     """
+    names = accepted(results.root() / "notebooks" / f"{notebook}.ipynb")
     profiles = yaml.safe_load((results.root() / PROFILES).read_text("utf-8"))
     if profile not in profiles:
         raise UserError(f"profile must be one of {', '.join(profiles)}, not {profile!r}")
@@ -76,17 +64,14 @@ def parameters(notebook: str, profile: str, model: str | None, names: set[str]) 
     return {name: value for name, value in places.items() if name in names} | own
 
 
-def run(notebook: str, profile: str, model: str | None = None, **other: str) -> Path:
-    """Run a notebook, with ``other`` parameters than the profile's, and return its executed copy.
+def run(notebook: str, profile: str, model: str | None = None) -> Path:
+    """Run a notebook, for SET_PRIOR where it is of one model, and return its executed copy.
 
     Raises:
         UserError: if it fails: says why, and where it is as far as it came.
     """
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
     source = results.root() / "notebooks" / f"{notebook}.ipynb"
-    given = parameters(notebook, profile, model, accepted(source)) | other
+    given = parameters(notebook, profile, model)
     name = f"{notebook}_{model}" if model else notebook
     done = results.root() / given["out"] / f"{name}.ipynb"
     partial = done.with_suffix(f".partial-{os.getpid()}.ipynb")

@@ -1,6 +1,6 @@
 """Scale separation: the factors of an MSDS picture, who has and who changes which, and one number."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,7 +10,6 @@ from torch import Tensor
 from rgflow_core.model import PictureModel
 from rgflow_core.pixels import from_logit
 from study import analysis, statistics
-from study.results import row
 
 
 def split_factors(set_name: str, values: Tensor) -> dict[str, Tensor]:
@@ -58,18 +57,12 @@ def probe(z: Tensor, known: dict[str, Tensor], seed: int = 0) -> dict[str, dict[
 
 @torch.no_grad()
 def intervene(
-    model: PictureModel,
-    images: Tensor,
-    read: Callable[[Tensor], dict[str, Tensor]],
-    seed: int = 0,
+    model: PictureModel, images: Tensor, read: Callable[[Tensor], dict[str, Tensor]], seed: int = 0
 ) -> list[dict[str, Tensor]]:
-    """What changes when the latents of one level of pictures are drawn anew.
+    """What changes when the latents of one level of pictures (N, C, L, L) are drawn anew.
 
     Args:
-        model: its flow has ``split`` and ``join``.
-        images: uint8 (N, C, L, L).
         read: pictures in [0, 1] -> factor -> its values (N, k).
-        seed: of noise and new latents.
 
     Returns:
         Of each level: factor -> change (N,), in units of the mean difference of two pictures.
@@ -87,17 +80,11 @@ def intervene(
 
 
 def score(changes: list[dict[str, Tensor]]) -> dict[str, float]:
-    """One number for scale separation, between 0 and 1.
+    """One number for scale separation, between 0 and 1, as :func:`statistics.bootstrap`.
 
-    Every factor's mean changes are made a distribution over levels; the score is the
-    total-variation distance between that of the global factor and the mean of the local ones'. 0:
-    all levels act on all factors alike, in proportion; 1: no level acts on both kinds.
-
-    Args:
-        changes: of each level whose latents were drawn anew: factor -> change (N,).
-
-    Returns:
-        As :func:`statistics.bootstrap` over the N pictures.
+    The mean changes of :func:`intervene` are made, for every factor, a distribution over levels; the
+    score is the total-variation distance between that of the global factor and the mean of the local
+    ones'. 0: all levels act on all factors alike, in proportion; 1: no level acts on both kinds.
     """
     names = list(changes[0])
     whole = next(k for k, name in enumerate(names) if name.startswith("global"))
@@ -110,26 +97,3 @@ def score(changes: list[dict[str, Tensor]]) -> dict[str, float]:
 
     values = torch.stack([torch.stack([part[name] for part in changes], 1) for name in names], 1)
     return statistics.bootstrap(values, distance)
-
-
-def over_seeds(records: Iterable[dict]) -> list[dict]:
-    """What records keep of their runs' latents: means over seeds, and Laplace less Gaussian."""
-    kept: dict[tuple, dict[str, dict[int, float]]] = {}
-    for record in records:
-        settings = record["settings"]
-        for quantity, level, factor, value in record.get("latents", ()):
-            priors = kept.setdefault((quantity, settings["dataset"], level, factor), {})
-            priors.setdefault(settings["prior"], {})[settings["seed"]] = value
-    rows = []
-    for (quantity, set_name, level, factor), priors in kept.items():
-        where = {"level": level, "factor": factor}
-        means = {p: statistics.mean([*values.values()]) for p, values in priors.items()}
-        rows += [
-            row(f"{quantity}_seeds", model=f"{set_name}_{prior}", **where, **mean)
-            for prior, mean in means.items()
-        ]
-        laplace, gaussian = (priors.get(prior, {}) for prior in ("laplace", "gaussian"))
-        if len(both := sorted(laplace.keys() & gaussian.keys())) > 1:
-            gap = statistics.paired([laplace[k] for k in both], [gaussian[k] for k in both])
-            rows.append(row(f"{quantity}_difference", model=set_name, **where, **gap))
-    return rows

@@ -12,13 +12,9 @@ from rgflow_core.evaluate import mean_and_error
 
 
 def interval(value: float, stderr: float, n: int, comparisons: int = 1) -> dict[str, float]:
-    """A mean of n values and its 95 % interval by Student's t.
+    """A mean of n >= 2 values and its 95 % interval by Student's t, from its standard error.
 
-    Args:
-        value: the mean.
-        stderr: its standard error.
-        n: how many values, at least 2.
-        comparisons: how many intervals are to hold together (Bonferroni's correction).
+    ``comparisons`` are the intervals that are to hold together (Bonferroni's correction).
 
     Returns:
         ``value``, ``low``, ``high`` and ``n``, as :func:`study.results.row` takes them.
@@ -36,29 +32,17 @@ def mean(values: Sequence[float] | Tensor, comparisons: int = 1) -> dict[str, fl
     return interval(values.mean().item(), stderr, len(values), comparisons)
 
 
-def paired(
-    first: Sequence[float], second: Sequence[float], comparisons: int = 1
-) -> dict[str, float]:
-    """The mean difference first - second of pairs, and its :func:`interval`."""
-    return mean([a - b for a, b in zip(first, second, strict=True)], comparisons)
-
-
 def bootstrap(
     values: np.ndarray | Tensor,
     statistic: Callable[[np.ndarray], float],
     resamples: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """A function of means over pictures, and its 95 % interval by resampling the pictures.
+    """A function of means over pictures, and its :func:`interval` by resampling the pictures.
 
     Args:
         values: what each of N pictures gives, (N, ...).
         statistic: of the mean over pictures (...).
-        resamples: how often N pictures are drawn anew.
-        seed: of the draws.
-
-    Returns:
-        As :func:`interval`.
     """
     values = np.asarray(values, np.float64)
     n = len(values)
@@ -69,35 +53,24 @@ def bootstrap(
     return {"value": float(value), "low": float(low), "high": float(high), "n": n}
 
 
-def importance_weighted(draws: Tensor, dim: int) -> Tensor:
+def bounds(draws: Tensor, numbers: tuple[int, ...], dim: int) -> dict[str, dict]:
     """The tighter bound from K draws of the noise: -log2 of their mean density, per dimension.
 
     For K = 1 it is the usual bound; it falls with K towards the bits of the bytes themselves
-    (Burda et al. 2015; for dequantisation, Ho et al. 2019, section 3.1).
+    (Burda et al. 2015; for dequantisation, Ho et al. 2019, section 3.1). Disjoint groups of K draws
+    are so many estimates of the same bound; their mean is taken.
 
     Args:
-        draws: (K, N) bits per dimension, of K draws for each picture.
+        draws: bits per dimension of each picture, (K_max, N).
+        numbers: K, each at most K_max.
         dim: number of dimensions.
 
     Returns:
-        (N,) bits per dimension.
+        "K" -> :func:`mean_and_error`.
     """
-    nats = -draws.double() * dim * math.log(2)
-    return (math.log(len(draws)) - nats.logsumexp(0)) / (dim * math.log(2))
-
-
-def bounds(draws: Tensor, numbers: tuple[int, ...], dim: int) -> dict[str, dict]:
-    """:func:`importance_weighted` for several K, from draws (K_max, N).
-
-    Disjoint groups of K draws are so many estimates of the same bound; their mean is taken.
-
-    Returns:
-        "K" -> :func:`mean_and_error`, for the numbers K that do not exceed K_max.
-    """
-    return {
-        str(k): mean_and_error(
-            torch.stack([importance_weighted(g, dim) for g in draws.split(k)]).mean(0)
-        )
-        for k in numbers
-        if k <= len(draws)
-    }
+    nats = draws.double() * dim * math.log(2)
+    means = {}
+    for k in numbers:
+        groups = [math.log(k) - (-group).logsumexp(0) for group in nats.split(k)]
+        means[str(k)] = mean_and_error(torch.stack(groups).mean(0) / (dim * math.log(2)))
+    return means

@@ -15,7 +15,7 @@ from rgflow_core import checkpoints, datasets, evaluate, files, msds, sample, tr
 from rgflow_core.errors import explain
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
-from study import entropy, factors, page, records, report, results, run
+from study import factors, page, records, report, results, run
 
 W, RUN = "w.safetensors", ["--model=tiny", "--epochs=1", "--device=cpu"]
 IGF23 = str(GOLDEN / "igf23_L16_laplace.pth")
@@ -151,7 +151,6 @@ FUNCTIONS = {
     "start -1": lambda: msds.labels("msds1", "test", -1, 1),
     "seed -1": lambda: msds.labels("msds1", "test", 0, 1, -1),
     "(N, 4, 4, 6) (4, 4, 6)": lambda: msds.render(LABELS),
-    "pictures >= 1 0": lambda: entropy.bits("msds1", 0),
     "msds1 'x'": lambda: datasets.load_split("x", "test"),
     "train 'x'": lambda: datasets.load_split("msds1", "x"),
     "limit >= 1 0": lambda: datasets.load_split("msds1", "test", limit=0),
