@@ -1,8 +1,7 @@
-"""Where the bits go, mixtures of latents, and pictures side by side."""
+"""Where the bits go, and mixtures of latents."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from support import TINY, randomise
@@ -55,11 +54,3 @@ def test_bits_by_site_and_by_level_add_up(fields):
         torch.testing.assert_close(levels[:, h], wanted, rtol=1e-10, atol=1e-10)
     whole = levels.sum(1) - logit / math.log(2) + 8 * flow.config.dim
     torch.testing.assert_close(whole, bits * flow.config.dim, rtol=1e-12, atol=1e-10)
-
-
-def test_a_sheet_has_rows_and_columns():
-    pictures = np.arange(6, dtype=np.uint8)[:, None, None, None] * np.ones((4, 4, 3), np.uint8)
-    sheet = analysis.sheet(pictures, columns=3, zoom=2)
-    assert sheet.shape == (20, 30, 3)
-    assert sheet[11, 11].tolist() == [4, 4, 4]
-    assert sheet[9, 9].tolist() == [255, 255, 255]

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import sys
-from dataclasses import replace
 from itertools import product
 from unittest.mock import Mock
 
@@ -14,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import RUN, contents, files_below, said_by
+from support import contents, files_below, said_by
 
-from rgflow_core import datasets, files, msds, pictures, sample, train
+from rgflow_core import datasets, files, msds, pictures, sample
 
 pytestmark = pytest.mark.usefixtures("caches")
 
@@ -34,10 +33,6 @@ def smooth(width, height, seed=0):
     y, x = np.mgrid[:height, :width]
     waves = [127 + 120 * np.sin((seed + k + 1) * (x / width + k * y / height)) for k in range(3)]
     return Image.fromarray(np.stack(waves, -1).astype(np.uint8))
-
-
-def stop(*_):
-    raise KeyboardInterrupt
 
 
 @pytest.fixture
@@ -69,25 +64,16 @@ def test_msds_is_drawn_once(name, small_msds, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def edit(change):
-    """Another program's manifest, without a checksum of its own."""
-
-    def damage(folder):
-        content = json.loads((folder / "test.json").read_text())
-        change(content)
-        del content["sha256"]
-        (folder / "test.json").write_text(json.dumps(content))
-
-    return damage
+def older(folder):
+    content = json.loads((folder / "test.json").read_text())
+    content["parameters"]["version"] = 0
+    files.write_json(folder / "test.json", {k: content[k] for k in ("parameters", "arrays")})
 
 
 DAMAGES = {  # and those of faults/test_damage: cut, flipped, blank
     "missing file": lambda f: (f / "test_images.npy").unlink(),
-    "foreign manifest": lambda f: (f / "test.json").write_text("[1, 2]"),
-    "no parameters": edit(lambda c: c.pop("parameters")),
-    "no arrays": edit(lambda c: c.pop("arrays")),
-    "arrays of another type": edit(lambda c: c.update(arrays=[])),
-    "another version": edit(lambda c: c["parameters"].update(version=0)),
+    "foreign manifest": lambda f: (f / "test.json").write_text('{"arrays": []}'),
+    "another version": older,
 }
 
 
@@ -109,17 +95,6 @@ def test_damage_is_said_once_and_repaired(damage, small_msds, tmp_path, monkeypa
     assert capsys.readouterr().err == ""
 
 
-def test_an_interrupted_generation_is_taken_up(small_msds, tmp_path, monkeypatch):
-    for name, owner, function in (("msds1", files, "write_json"), ("msds2", msds, "render")):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, function, stop)
-            with pytest.raises(KeyboardInterrupt):
-                load(name, "test", tmp_path)
-    assert not (tmp_path / "msds2").exists()
-    expected = msds.render(msds.labels("msds1", "test", 0, 20))
-    assert np.array_equal(arrays(load("msds1", "test", tmp_path)), expected)
-
-
 @pytest.mark.parametrize("limit", [1, 20, 1000])
 def test_a_limit_draws_in_memory(limit, small_msds, tmp_path):
     data = load("msds1", "test", tmp_path, limit=limit)
@@ -127,14 +102,6 @@ def test_a_limit_draws_in_memory(limit, small_msds, tmp_path):
     assert np.array_equal(data.labels, labels)
     assert np.array_equal(arrays(data), msds.render(labels))
     assert files_below(tmp_path) == []
-
-
-def test_numpy_numbers(small_msds, tmp_path):
-    whole = load("msds1", "test", tmp_path, limit=np.int64(3), workers=np.uint8(1))
-    assert len(whole.images) == 3
-    assert len(load("msds1", "test", tmp_path, limit=torch.tensor(3)).images) == 3
-    for value in (True, np.True_, 2.0, np.float64(2), "2", np.int8(0)):
-        assert "whole number" in said_by(load, "msds1", "test", tmp_path, value)
 
 
 @pytest.fixture
@@ -169,12 +136,10 @@ def test_celeba(celeba):
 
 PARTITION, PICTURE = "list_eval_partition.txt", "img_align_celeba/000004.jpg"
 CELEBA = {  # the pictures' own faults are in faults/test_pictures
-    "no partition": (lambda f: (f / PARTITION).unlink(), "000001.jpg"),
     "no pictures": (lambda f: (f / "img_align_celeba").rename(f / "x"), "img_align_celeba.zip"),
     "a picture missing": (lambda f: (f / PICTURE).unlink(), "000004.jpg 1 of 2"),
     "a small picture": (lambda f: smooth(178, 140).save(f / PICTURE), "000004.jpg 178 x 140"),
     "empty partition": (lambda f: (f / PARTITION).write_text(""), "damaged val"),
-    "cut partition": (lambda f: (f / PARTITION).write_text("1.jpg\n"), "damaged"),
     "foreign partition": (lambda f: (f / PARTITION).write_text("a b c"), "damaged"),
 }
 
@@ -256,7 +221,6 @@ def test_fashion_mnist_and_its_labels_wherever_it_lies(place, tmp_path, monkeypa
     "damage",
     [
         lambda b: b[:1000],
-        lambda b: b[:3],
         lambda b: b + b"x",
         lambda b: gzip.compress(b)[:500],
         lambda b: idx(np.zeros((20, 8, 8), np.uint8)),
@@ -269,22 +233,6 @@ def test_damaged_mnist(damage, published, tmp_path):
     path.with_suffix(".gz" if content[:2] == b"\x1f\x8b" else "").write_bytes(content)
     assert "mnist" in said_by(load, "mnist", "test", tmp_path).lower()
     assert not (tmp_path / "mnist").exists()
-
-
-def test_missing_files_of_published_sets(tmp_path):
-    """Torchvision's own advice, to download, is none here."""
-    for name in ("mnist", "cifar10"):
-        message = said_by(load, name, "test", tmp_path / "missing")
-        assert str(tmp_path) in message
-        assert "download" not in message
-
-
-def test_a_read_only_data_root(published, tmp_path, monkeypatch, capsys):
-    access, before = os.access, files_below(tmp_path)
-    monkeypatch.setattr(os, "access", lambda p, *how: p != tmp_path and access(p, *how))
-    assert len(load("mnist", "test", tmp_path).images) == 20
-    assert "memory" in capsys.readouterr().err
-    assert files_below(tmp_path) == before
 
 
 # A folder of pictures
@@ -366,49 +314,31 @@ def test_folder_of_mixed_modes(tmp_path):
         assert np.array_equal(image, np.asarray(shown.convert("RGB"))), name
 
 
-def test_a_changed_folder_is_read_again(tmp_path, capsys):
-    fill(tmp_path, 5)
-    first = load("folder", "train", tmp_path)
-    assert load("folder", "train", tmp_path).fingerprint == first.fingerprint
-    assert capsys.readouterr().err == ""
-    smooth(80, 50, seed=99).save(tmp_path / "003.png")
-    assert load("folder", "train", tmp_path).fingerprint != first.fingerprint
-    assert "again" in capsys.readouterr().err
-
-
-def test_training_goes_on_in_the_pictures_own_folder(tmp_path, monkeypatch):
-    """What this package has drawn there is no data."""
+def test_what_this_package_has_drawn_is_no_data(tmp_path):
     fill(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    first = load("folder", "train", ".")
-    for epochs in (1, 2):
-        settings = replace(RUN, dataset="folder", data_root=".", epochs=epochs)
-        train.train(settings, "runs/x", progress=False)
-        sample.write_grid(torch.rand(5, 1, 32, 32), "000_samples.png")
-        assert load("folder", "train", ".").fingerprint == first.fingerprint
-    assert len(files.read_json("runs/x/record.json")["validation"]) == 2
-    with Image.open("000_samples.png") as image:
+    first = load("folder", "train", tmp_path)
+    for name in ("000_samples.png", "runs/x/samples/epoch001.png"):
+        sample.write_grid(torch.rand(5, 1, 32, 32), tmp_path / name)
+        assert load("folder", "train", tmp_path).fingerprint == first.fingerprint
+    with Image.open(tmp_path / name) as image:
         assert image.size == (3 * 34 + 2, 2 * 34 + 2)
 
 
 WHICH = {  # in the first of these folders lie ten files, in the next eleven, and so on
     (10, 11, 12): [
-        "train/ val/ test/", "Train/a/ Valid/a/ Test/a/", "TRAIN/ validation/ test/",
-        "train/ VALIDATION/ TEST/a/",
+        "train/ val/ test/", "Train/a/ Valid/a/ Test/a/", "train/ VALIDATION/ TEST/a/",
     ],
     (10, 0, 11): ["train/ test/"],  # a missing split is not made from the others
     (17, 2, 2): [
-        "a/ trains/", "a/ valley/", "a/ testudo/", "a/ a/train/", "a/ develop/", "a/ Trainers/",
+        "a/ trains/", "a/ valley/", "a/ testudo/", "a/ a/train/", "a/ develop/",
     ],
     (8, 1, 1): [
-        "a/ .ipynb_checkpoints/", "a/ ._0.png", "a/ .hidden/deep/", "a/ __MACOSX/",
-        "a/ a/__MACOSX/", "a/ a/.git/", "a/ a/._0.jpg", "a/ @eaDir/0.png/",
+        "a/ .ipynb_checkpoints/", "a/ ._0.png", "a/ a/__MACOSX/", "a/ @eaDir/0.png/",
         "a/ a/.DS_Store",
     ],
     "refused": [
         "training/ testing/", "train2017/ val2017/", "trainA/ trainB/ testA/ testB/",
-        "Training_Set/ a/", "train/ valid/ dev/", "train/ val/ val2/", "val/ valid/ train/",
-        "test-images/ a/", "a/train/ a/test/", "b/train/good/ b/test/broken/",
+        "Training_Set/ a/", "train/ valid/ dev/", "val/ valid/ train/", "test-images/ a/",
         "deep/er/Train/ deep/er/Validation/", "holdout/ a/", "evaluation/ a/",
     ],
 }  # fmt: skip
@@ -436,30 +366,13 @@ def test_what_is_left_out_is_counted_and_named(tmp_path, capsys):
     for split in datasets.SPLITS:
         fill(tmp_path / split, 3)
     fill(tmp_path / "elsewhere", 2)
-    for name in ("a.heic", "b.HEIC", "c.psd", "Thumbs.db", "README"):
+    for name in ("a.heic", "b.HEIC", "Thumbs.db", "README"):
         (tmp_path / "train" / name).write_text("x")
     load("folder", "train", tmp_path)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    for words in (
-        "2 pictures beside the splits",
-        "2 .heic",
-        "1 .psd",
-        "1 .db",
-        "1 without an ending",
-    ):
+    for words in ("2 pictures beside the splits", "2 .heic", "1 .db", "1 without an ending"):
         assert words in said
-
-
-def test_linked_folders_are_read_once_each(tmp_path):
-    root, elsewhere = tmp_path / "pictures", tmp_path / "elsewhere"
-    fill(elsewhere, 10)
-    root.mkdir()
-    (root / "class").symlink_to(elsewhere)
-    (root / "same").symlink_to(elsewhere)
-    (elsewhere / "up").symlink_to(tmp_path)
-    (elsewhere / "loop").symlink_to(elsewhere)
-    assert len(load("folder", "train", root).images) == 8
 
 
 def test_key_and_reader_see_the_same(tmp_path):
@@ -478,11 +391,8 @@ def test_key_and_reader_see_the_same(tmp_path):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
         assert (key(root) != before) == (path.resolve() in seen), path
         before = key(root)
-    file, keys = root / "train" / "003.png", [before["files"]]
-    for change in (lambda: file.rename(root / "train" / "d.png"), file.touch, file.unlink):
-        change()
-        keys.append(key(root)["files"])
-    assert len(set(keys)) == 3  # renamed, added, and removed again
+    (root / "train" / "003.png").rename(root / "train" / "d.png")
+    assert key(root) != before
 
 
 def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
@@ -499,13 +409,18 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     assert str(tmp_path / "locked") in said_by(load, "folder", "train", tmp_path)
 
 
-def test_each_folder_has_a_cache_elsewhere(tmp_path, caches, monkeypatch, capsys):
+@pytest.mark.parametrize("value", [None, ""])
+def test_each_folder_has_a_cache_elsewhere(value, tmp_path, caches, monkeypatch, capsys):
+    """Where the user says, else below the home folder."""
+    if value is not None:
+        monkeypatch.setenv("HOME", str(caches))
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
     for name, count in (("a", 10), ("b", 20)):
         fill(tmp_path / name / "train", count)
     before = files_below(tmp_path)
     first = {name: load("folder", "train", tmp_path / name) for name in ("a", "b")}
     assert files_below(tmp_path) == before
-    assert files_below(caches)
+    assert f"{'.cache/' if value is not None else ''}rgflow_core" in files_below(caches)
     monkeypatch.setattr(pictures, "read", None)  # from now on from the cache, by whatever path
     for name, data in first.items():
         monkeypatch.chdir(tmp_path / name)
@@ -514,21 +429,15 @@ def test_each_folder_has_a_cache_elsewhere(tmp_path, caches, monkeypatch, capsys
     assert capsys.readouterr().err == ""
 
 
-def test_without_a_cache_of_the_user_home_is_asked(tmp_path, monkeypatch):
-    fill(tmp_path / "a", 10)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    load("folder", "train", tmp_path / "a")
-    assert any(name.startswith(".cache/rgflow_core/") for name in files_below(tmp_path / "home"))
-
-
-@pytest.mark.parametrize("place", ["a file", "/proc/none", "a full disk"])
+@pytest.mark.parametrize("place", ["a file", "/proc/none", "a full disk", "read only"])
 def test_in_memory_where_nothing_can_be_written(place, tmp_path, monkeypatch, capsys):
     fill(tmp_path / "a", 10)
     (tmp_path / "a file").write_text("precious")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
     if place == "a full disk":
         monkeypatch.setattr(np, "save", Mock(side_effect=OSError(28, "No space left on device")))
+    if place == "read only":
+        monkeypatch.setattr(os, "access", lambda *_: False)
     before = files_below(tmp_path)
     assert len(load("folder", "train", tmp_path / "a").images) == 8
     said = capsys.readouterr().err

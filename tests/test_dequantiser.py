@@ -4,17 +4,20 @@ test_train saves and loads it."""
 
 import pytest
 import torch
-from scipy import integrate
-from support import jacobians, randomise, small_flow
+from support import jacobians, small_flow
 
 from rgflow_core import PictureModel, Prior
 from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.noise import HALF_STEP
 
 
+@torch.no_grad()
 def learned(dtype=torch.float64, strength=0.2, channels=3):
     torch.manual_seed(1)
-    return randomise(Dequantiser(channels), strength=strength).to(dtype)
+    dequantiser = Dequantiser(channels)
+    for parameter in dequantiser.layers[-1].parameters():  # they start at zero
+        parameter.normal_(std=strength)
+    return dequantiser.to(dtype)
 
 
 def data(batch=3, edge=4, channels=3):
@@ -38,23 +41,6 @@ def test_log_slope_is_the_jacobian():
     assert torch.equal(jacobian, jacobian.diag().diag())
     log_slope = dequantiser(images, noise)[1].flatten()
     torch.testing.assert_close(log_slope, jacobian.diag().log(), rtol=1e-10, atol=1e-10)
-
-
-def test_its_density_integrates_to_one():
-    """Of one value of one picture: q(u | picture) = 1 / (du/dv), over u in [0, 1]."""
-    images, noise = data(1)
-    dequantiser = learned()
-
-    @torch.no_grad()
-    def at(v):
-        noise[0, 1, 2, 3] = v
-        return (x[0, 1, 2, 3].item() for x in dequantiser(images, noise))
-
-    v = torch.linspace(0.0005, 0.9995, 4001, dtype=torch.float64)
-    u, log_slope = zip(*map(at, v.tolist()), strict=True)
-    density = (-torch.tensor(log_slope)).exp()
-    assert integrate.trapezoid(density, u) == pytest.approx(0.999, abs=2e-4)
-    assert density.std() > 0.01
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.2, 1e3])

@@ -89,26 +89,12 @@ def test_without_a_front_end_it_is_a_picture(channels, size, capsys):
     assert "IPython.core.display.Image" in capsys.readouterr().out
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """The pictures that were asked for."""
-    asked, original = [], explore.datasets.load_split
-
-    def spy(name, split, root, limit, size):
-        asked.append((name, split, str(root), size))
-        return original("msds1", split, limit=limit)
-
-    monkeypatch.setattr(explore.datasets, "load_split", spy)
-    return asked
-
-
 def saved(path, dataset, **config):
     model = PictureModel(RGFlow(RGFlowConfig(**TINY | config)), Prior())
-    settings = {"dataset": dataset, "data_root": "own"}
-    checkpoints.save(model, path, {"settings": settings} if dataset else {})
+    checkpoints.save(model, path, {"settings": {"dataset": dataset}} if dataset else {})
 
 
-def test_explore_takes_all_models_of_a_folder_or_one_file(tmp_path, asked):
+def test_explore_takes_all_models_of_a_folder_or_one_file(tmp_path):
     """Whatever their names; their pictures are those of the set that they were trained on."""
     for name, dataset in {"a": "msds1", "msds1_laplace": "msds2"}.items():
         saved(tmp_path / f"{name}.safetensors", dataset)
@@ -116,18 +102,15 @@ def test_explore_takes_all_models_of_a_folder_or_one_file(tmp_path, asked):
     explorer = explore.explore(tmp_path, sources=5)
     assert explorer.model.options == ("a", "msds1_laplace")
     assert explorer.fine.max == 4
-    assert asked == [("msds1", "test", "data", 32), ("msds2", "test", "data", 32)]
-
-    own = tmp_path / "own" / "model.safetensors"
-    saved(own, "folder")
-    for weights, root in ((own, None), (own.parent, "elsewhere")):
-        assert explore.explore(weights, root).model.options == ("model",)
-        assert asked.pop() == ("folder", "test", root or "own", 32)
+    before = shown(explorer)["mixture"]
+    explorer.model.value = "msds1_laplace"
+    assert shown(explorer)["mixture"] != before
+    assert explore.explore(tmp_path / "a.safetensors").model.options == ("a",)
 
 
-def test_explore_refuses_what_does_not_fit(tmp_path, asked):
+def test_explore_refuses_what_does_not_fit(tmp_path):
     assert "safetensors of a model" in said_by(explore.explore, tmp_path)
     saved(tmp_path / "a.safetensors", None)
     assert "does not say its data set" in said_by(explore.explore, tmp_path)
-    saved(tmp_path / "b.safetensors", "folder", image_size=16)
+    saved(tmp_path / "b.safetensors", "msds1", image_size=16)
     assert "models of 2 shapes; give the file of one" in said_by(explore.explore, tmp_path)

@@ -96,7 +96,9 @@ def test_figure_fits_the_page_and_its_rows_are_what_is_drawn(name, models):
 def test_saved_with_its_data_and_twice_the_same(tmp_path):
     table, arrays = measured(*SHOWN["one"]), pictures(*SHOWN["one"])
     for folder in ("one", "two"):
-        figures.save(tmp_path / folder, "f", *figures.mixing(table, arrays))
+        figure, rows, shown = figures.mixing(table, arrays)
+        figures.save(tmp_path / folder, "f", figure, rows, shown)
+        assert len(pd.read_csv(tmp_path / folder / "f.csv")) == len(rows) > 0
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / k).iterdir()} for k in ("one", "two"))
     assert set(one) == {"f.csv", "f.npz", "f.pdf", "f.png"}
     assert one == two
@@ -114,10 +116,3 @@ def test_changes_say_how_many_seeds_there_are():
     figure, *_ = figures.changes(pd.DataFrame(rows))
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["with two", "with one\n(n = 1, 1 diverged)", "with none\n(n = 0, 1 diverged)"]
-
-
-def test_schematic_counts_what_the_lattice_has():
-    figure, rows, _ = figures.lattice(image_size=32)
-    circles = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "o"]
-    assert [len(line.get_xdata()) for line in circles] == [768, 192, 48, 16]
-    assert rows["latents"].tolist() == [768, 192, 48, 16]

@@ -186,16 +186,6 @@ def test_influence_is_exactly_what_the_cones_say(size, kernel, channels, network
             assert torch.equal(reached[0, :, :, 0, i, j], cone(i, j)), (i, j)
 
 
-def test_lattice_levels_and_cones():
-    levels = lattice_levels(32, 4)
-    assert levels.unique(return_counts=True)[1].tolist() == [768, 192, 48, 16]
-    code, paper = (
-        RGFlowConfig(image_size=16, coupling_layers=1, order=o) for o in ("code", "paper")
-    )
-    assert cones.generation_cone(code, 1, 1).sum() == 8 * 8
-    assert not torch.equal(*(cones.generation_cone(c, 1, 1) for c in (code, paper)))
-
-
 @each_order
 def test_levels_one_by_one_are_the_whole_flow(order):
     flow = small_flow(image_size=16, channels=2, order=order)

@@ -1,7 +1,6 @@
 """Tables of results: written whole, read verified, one number at a time."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -45,23 +44,6 @@ def test_numbers_are_found_by_what_they_are(tmp_path):
         results.number(table, "area", level=5)
 
 
-def test_a_toy_run_says_so_beside_what_is_stored(tmp_path, monkeypatch, capsys):
-    for name in ("notebooks", "rgflow_core"):
-        (tmp_path / name).mkdir()
-    monkeypatch.chdir(tmp_path)
-    results.write("runs/default/results", "03_x", ROWS, images=1000, seeds=[1, 2])
-    results.collect(Path("runs/default/results"), Path("figures"))
-    assert capsys.readouterr().out == ""
-    toy = [results.row("area", 30, "msds1_laplace", level=0), results.row("area", 2, "m", level=1)]
-    table = results.write("runs/toy/results", "03_x", toy, images=10, seeds=[1, 2])
-    assert capsys.readouterr().out == "Of a run with images = 10 (stored: 1000)\n"
-    here = results.beside(table)
-    assert here[["here", "stored"]].iloc[0].tolist() == [30, 31.1]
-    assert pd.isna(here["stored"].iloc[1])
-    spread = results.beside(table, columns="level")
-    assert spread.loc[("area", "msds1_laplace"), ("stored", 0)] == 31.1
-
-
 BAD = {"not finite": results.row("a", np.nan), "twice": results.row("area", 5, "msds1_laplace", 0)}
 
 
@@ -85,6 +67,17 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, kind):
     path.unlink()
     with pytest.raises(UserError, match=path.name):
         reader(tmp_path, "x")
+
+
+def test_the_reference_check_finds_what_deviates(tmp_path):
+    """The tolerance of an area is one pixel and 2 %."""
+    areas = {"new": {0: 31.2, 1: 80.0, 3: 5.0}, "old": {0: 31.1, 1: 77.0, 2: 5.0}}
+    for name, values in areas.items():
+        rows = [results.row("area", value, level=level) for level, value in values.items()]
+        results.write(tmp_path / name, "x", rows)
+    table = results.compare(*(results.read(tmp_path / name) for name in areas))
+    verdicts = dict(zip(table["level"], table["verdict"], strict=True))
+    assert verdicts == {0: "agrees", 1: "DEVIATES", 2: "missing here", 3: "not in the reference"}
 
 
 def test_a_folder_without_results_or_models_says_what_makes_them(tmp_path):

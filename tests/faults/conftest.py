@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-_COUNTS, _NUMBERS = Counter(), {}
+_COUNTS = Counter()
 
 
 @pytest.fixture
@@ -15,12 +15,6 @@ def counts():
         _COUNTS[kind, outcome] += 1
 
     return count
-
-
-@pytest.fixture
-def measured():
-    """Keep numbers about something: ``measured(what, name=value)``."""
-    return lambda what, **numbers: _NUMBERS.setdefault(what, {}).update(numbers)
 
 
 @pytest.fixture
@@ -38,5 +32,4 @@ def pytest_sessionfinish(session, exitstatus):
     table = {}
     for (kind, outcome), number in sorted(_COUNTS.items()):
         table.setdefault(kind, {})[outcome] = number
-    content = {"counts": table, "numbers": _NUMBERS, "provenance": provenance(seed=0)}
-    write_json(path, content)
+    write_json(path, {"counts": table, "provenance": provenance(seed=0)})

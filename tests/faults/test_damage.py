@@ -1,22 +1,20 @@
 """Cut files and flipped bytes: noticed and named, or without any effect; never another number."""
 
 import itertools
-import json
 import random
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from support import GOLDEN, ROOT, RUN, same, small_flow
+from support import ROOT, RUN, same, small_flow
 
 from rgflow_core import Prior, checkpoints, datasets, load, msds, train
 from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
-from study import factors, results
+from study import results
 
 
 def damages(path, number):
@@ -57,12 +55,6 @@ def weights(folder):
     return path, lambda: facts(load(path))
 
 
-def factor_network(folder):
-    path = folder / "f.safetensors"
-    checkpoints.write_tensors(path, {"seed": "0"}, factors.FactorNet().state_dict())
-    return path, lambda: (checkpoints.read_tensors(path)[0], factors.load(path).state_dict())
-
-
 def training_checkpoint(folder):
     settings = replace(RUN, train_images=32, val_images=4, epochs=1, optimizer="muon")
     train.train(settings, folder / "run", progress=False)
@@ -76,12 +68,6 @@ def training_checkpoint(folder):
         return run.step, run.history, run.running, run.starts, optimizers, facts(load(path))
 
     return path, read
-
-
-def published_checkpoint(folder):
-    path = folder / "x.state"
-    path.write_bytes((GOLDEN / "authors_L16_laplace.state").read_bytes())
-    return path, lambda: facts(load(path, "laplace"))
 
 
 def tables(folder):
@@ -106,8 +92,7 @@ def data(name, folder):
 
 
 KINDS = {
-    "weights": weights, "factor network": factor_network, "results.json": tables,
-    "training checkpoint": training_checkpoint, "published checkpoint": published_checkpoint,
+    "weights": weights, "training checkpoint": training_checkpoint, "results.json": tables,
     "arrays of results": arrays,
 }  # fmt: skip
 KINDS |= {name: partial(data, name) for name in ("test_images.npy", "test_labels.npy", "test.json")}
@@ -138,25 +123,6 @@ def test_files(kind, tmp_path, trials, counts, monkeypatch, capsys):
         assert not said or (path.name in said and "\n" not in said)
         counts(f"damaged files: {kind}", outcome)
         put(path, good)
-
-
-def test_metrics(tmp_path, counts):
-    """A log is for people; one that cannot be read is named."""
-    path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "images": 16 * step}) for step in range(30)]
-    path.write_text("\n".join(lines) + "\n")
-    run = SimpleNamespace(folder=tmp_path, ranks=SimpleNamespace(rank=0), step=10)
-    for content in damages(path, 1):
-        path.write_bytes(content)
-        message = path.name
-        try:
-            train.Run.truncate_metrics(run)
-        except UserError as error:
-            message = str(error)
-        assert path.name in message
-        # Nothing is kept but lines that were there.
-        assert set(path.read_bytes().splitlines()) <= set(content.splitlines())
-        counts("damaged files: metrics.jsonl", "read or named")
 
 
 def test_shipped_files_have_their_checksum():

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 from functools import cache
 from multiprocessing import forkserver
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import victims
-from support import ROOT, files_below, metrics, same
+from support import files_below, metrics, same
 
 from rgflow_core import load
 from rgflow_core.files import locked, read_json
@@ -108,8 +107,6 @@ def test_killed_at_random_moments(name, moment, finishes, tmp_path, trials, coun
 
 # A victim, its fault, the exit code, the one line it says if any, and what is counted.
 TRIALS = [
-    ("training", {"write": 1}, -KILL, "", "killed: training", "resumed identical"),
-    ("training", {"write": 5}, -KILL, "", "killed: training", "resumed identical"),
     ("training", {"signalled": INT}, 130, "interrupted", "stopped by SIGINT", "resumed identical"),
     ("training", {"signalled": TERM}, 143, "", "stopped by SIGTERM", "resumed identical"),
     *[
@@ -128,7 +125,7 @@ def test_faults(name, fault, code, says, kind, outcome, finishes, tmp_path, coun
     assert (ended, len(lines)) == (code, bool(says)), lines
     assert all(line.startswith(says) for line in lines)
     assert all(str(folder) in line for line in lines if says == "error: ")
-    assert without_remains(folder) == (code != -KILL)
+    assert without_remains(folder)
     assert (folder / name / "ckpt" / "rgflow_last.pth").exists() == ("signalled" in fault)
     finishes(name, folder)
     counts(kind, outcome)
@@ -145,40 +142,6 @@ def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path
     shutil.rmtree(folder)
     finishes(name, folder)
     counts(f"folder {obstacle}: {name}", "one line" if code else "finished")
-
-
-def test_make_and_papermill(tmp_path, trials, counts):
-    """A notebook run by make in a copy of the repository, killed after any line it prints."""
-    if not trials(0, 1):
-        pytest.skip("takes minutes: make test-faults")
-    for name in ("notebooks", "rgflow_core", "figures"):
-        shutil.copytree(ROOT / name, tmp_path / name)
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    results = tmp_path / "runs" / "smoke" / "results"
-    make = ["make", "runs/smoke/01_data.ipynb", "PROFILE=smoke", f"PYTHON={sys.executable}"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
-
-    def made(lines=None):
-        process = subprocess.Popen(
-            [*make, "SETUP="],
-            cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, env=env | {"PYTHONPATH": str(tmp_path)},
-        )  # fmt: skip
-        said = [line for _, line in zip(range(lines or 10**9), process.stdout, strict=False)]
-        if lines:
-            os.killpg(process.pid, KILL)
-        process.communicate()
-        assert lines or process.returncode == 0, said
-        return len(said)
-
-    lines, wanted = made(), artefacts(results)
-    for line in random.Random(0).sample(range(1, lines), 4):
-        shutil.rmtree(tmp_path / "runs")
-        made(line)
-        counts("killed: make and papermill", "resumed identical")
-        made()
-        assert same(artefacts(results), wanted)
 
 
 def test_two_trainings_at_once(finishes, tmp_path, counts):
@@ -203,23 +166,3 @@ def test_two_that_make_data_at_once(finishes, tmp_path, counts):
     assert process.exitcode == 0
     finishes("data", folder, again=False)
     counts("two at once: data", "identical")
-
-
-@pytest.mark.parametrize(("name", "size"), [("training", 100), ("training", 200), ("results", 12)])
-def test_a_full_disk(name, size, finishes, tmp_path, trials, counts):
-    """The same on a real file system of some kilobytes, which then gets larger."""
-    if os.geteuid() or not trials(0, 1):
-        pytest.skip("make test-faults as root mounts small file systems")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", folder]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting is not allowed here")
-    try:
-        code, (line,) = attempt(name, folder)
-        assert (code, line.startswith("error: "), without_remains(folder)) == (2, True, True)
-        subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
-        finishes(name, folder)
-    finally:
-        subprocess.run(["umount", folder], check=True)
-    counts(f"disk full: {name}", "one line, went on")

@@ -12,7 +12,6 @@ from PIL import Image
 from support import said_by
 
 from rgflow_core import datasets, pictures
-from rgflow_core.errors import UserError
 
 pytestmark = [
     pytest.mark.usefixtures("caches"),
@@ -42,27 +41,14 @@ def png_of_size(width, height):
     return lambda path: path.write_bytes(png(width, height, 8, 2, noise(8, 24)))
 
 
-def bad_chunk(path):
-    """Its pixels go on in a chunk of an impossible name."""
-    whole = png(40, 40, 8, 2, noise(40, 120))
-    start, end = whole.index(b"IDAT"), len(chunk(b"IEND", b""))
-    pixels = whole[start + 4 : -end - 4]
-    parts = chunk(b"IDAT", pixels[:2000]) + chunk(b"\0\1\2\3", pixels[2000:])
-    path.write_bytes(whole[: start - 4] + parts + whole[-end:])
-
-
 def truncated(path):
     Image.fromarray(noise(200, 200, 3)).save(path)
     path.write_bytes(path.read_bytes()[:-2000])
 
 
-def animated(path):
-    frames = [Image.fromarray(noise(40, 40, 3) // k) for k in (1, 2, 3)]
-    frames[0].save(path, save_all=True, append_images=frames[1:])
-
-
-def loop(path):
-    path.symlink_to(path)
+def frames(path, kind=None):
+    first, second = (Image.fromarray(noise(40, 40, 3) // k) for k in (1, 2))
+    first.save(path, kind, save_all=True, append_images=[second])
 
 
 def loop_of_folders(path):
@@ -81,30 +67,25 @@ def pixels(*shape, dtype=np.uint8, mode=None):
 
 REFUSED = {
     "zero.png": lambda p: p.write_bytes(b""),
-    "text.png": lambda p: p.write_text("not a picture"),
     "cut.png": truncated,
-    "chunk.png": bad_chunk,
     "cut.jpg": truncated,
     "page.png": lambda p: p.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
-    "animated.gif": animated,
-    "animated.png": animated,
+    "animated.gif": frames,
     "enormous.png": png_of_size(60_000, 60_000),
     "large.png": png_of_size(12_000, 12_000),
     "empty.png": png_of_size(0, 8),
     "float.tif": pixels(40, 40, dtype=np.float32),
     "long.tif": pixels(40, 40, dtype=np.int32),
-    "loop.png": loop,
+    "loop.png": lambda p: p.symlink_to(p),
     "nowhere.png": lambda p: p.symlink_to(p.parent / "nothing"),
 }
 USED = {  # and those of test_datasets.test_folder_of_mixed_modes
-    "palette.gif": pixels(40, 40, 3, mode="P"),
     "cmyk.jpg": pixels(40, 40, 3, mode="CMYK"),
     "ycbcr.tif": pixels(40, 40, 3, mode="YCbCr"),
     "lab.tif": pixels(40, 40, 3, mode="LAB"),
-    "pixel.bmp": pixels(1, 1, 3),
     "strip.png": pixels(1, 900, 3),
-    "large.webp": pixels(900, 700, 3),
     "CAPITALS.PNG": pixels(40, 40, 3),
+    "camera.mpo": lambda p: frames(p, "MPO"),  # with a preview
     "png_named.jpg": lambda p: Image.fromarray(noise(40, 40, 3)).save(p, "PNG"),
     "linked.png": lambda p: p.symlink_to(p.parent / "000.png"),
     "folder.png": loop_of_folders,
@@ -124,9 +105,9 @@ def load(folder, split="train", name="folder"):
     return datasets.load_split(name, split, folder, progress=False).images
 
 
-def refused(folder, bad, count, name="folder"):
+def refused(folder, bad, count):
     """The message, which begins with how many of how many cannot be used."""
-    message = said_by(load, folder, "train", name)
+    message = said_by(load, folder)
     assert message.startswith(f"{bad} of {count} pictures cannot be used"), message
     return message
 
@@ -169,66 +150,48 @@ TOP, LEFT = np.mgrid[:32, :32] < 16  # masks: which pixels are opaque
 INK = (10, 200, 60)
 
 
-def layers(mode, mask):
-    """A picture of one ink, opaque where the mask is, in a mode with a layer of transparency."""
-    ink = INK if "RGB" in mode else (90,)
-    premultiplied = mode in ("La", "RGBa")
-    planes = [np.where(mask, v, 0 if premultiplied else v).astype(np.uint8) for v in ink]
-    planes.append((mask * 255).astype(np.uint8))
-    return Image.merge(mode, [Image.fromarray(p) for p in planes])
+def grey(depth):
+    """A PNG of grey of so many bits, whose largest value is transparent."""
 
-
-def bits(mask, depth, ink, key, samples=1):
-    """Rows of a PNG: ``ink`` where the mask is, else ``key``, in ``depth`` bits per sample."""
-    rows = []
-    for line in mask:
-        number = "".join(f"{ink if m else key:0{depth}b}" * samples for m in line)
-        rows.append(int(number, 2).to_bytes(len(number) // 8, "big"))
-    return rows
-
-
-def keyed(depth, ink, key, kind=0, samples=1, tRNS=None, **palette):
     def make(path, mask):
-        transparent = key.to_bytes(2, "big") * samples if tRNS is None else tRNS
-        rows = bits(mask, depth, ink, key, samples)
-        path.write_bytes(png(32, 32, depth, kind, rows, **palette, tRNS=transparent))
+        largest, rows = 2**depth - 1, []
+        for line in np.where(mask, largest // 3, largest):
+            number = int("".join(f"{value:0{depth}b}" for value in line), 2)
+            rows.append(number.to_bytes(4 * depth, "big"))
+        path.write_bytes(png(32, 32, depth, 0, rows, tRNS=largest.to_bytes(2, "big")))
 
     return make
 
 
-def layered(mode, **how):
-    return lambda path, mask: layers(mode, mask).save(path, **how)
+def layered(mode, value):
+    def make(path, mask):
+        ink = Image.new(mode, (32, 32), value)
+        ink.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
+        ink.save(path)
+
+    return make
 
 
-def gif(path, mask):
+def indexed(path, mask):
     image = Image.fromarray(mask.astype(np.uint8)).convert("P")
     image.putpalette([0, 0, 0, *INK])
     image.save(path, transparency=0)
 
 
-def palette_alpha(path, mask):
-    image = Image.new("PA", (32, 32))
-    image.putpalette(list(INK))
-    image.putalpha(Image.fromarray((mask * 255).astype(np.uint8)))
-    image.save(path)
+def keyed(path, mask):
+    key = (90, 91, 92)
+    colours = np.where(mask[..., None], INK, key).astype(np.uint8)
+    Image.fromarray(colours).save(path, transparency=key)
 
 
 TRANSPARENT = {
-    "rgba.png": layered("RGBA"),
-    "rgba.webp": layered("RGBA", lossless=True),
-    "rgba.tif": layered("RGBA"),
-    "rgba.jp2": layered("RGBA"),
-    "la.png": layered("LA"),
-    "la.tif": layered("LA"),
-    "pa.tif": palette_alpha,
-    "index.gif": gif,
-    "one_bit.png": keyed(1, 0, 1),
-    "grey2.png": keyed(2, 1, 3),
-    "grey4.png": keyed(4, 5, 15),
-    "grey8.png": keyed(8, 90, 91),
-    "rgb8.png": keyed(8, 90, 91, kind=2, samples=3),
-    "palette.png": keyed(8, 1, 0, 3, tRNS=b"\0\xff", PLTE=bytes([0, 0, 0, *INK])),
-    "palette_keyed.png": keyed(4, 1, 0, 3, tRNS=b"\0", PLTE=bytes([0, 0, 0, *INK])),
+    "rgba.png": layered("RGB", INK),
+    "rgba.tif": layered("RGB", INK),
+    "la.png": layered("L", 90),
+    "index.gif": indexed,
+    "index.png": indexed,
+    "rgb.png": keyed,
+    **{f"grey{depth}.png": grey(depth) for depth in (1, 2, 4, 8)},
 }
 
 
@@ -246,13 +209,6 @@ def test_transparency_shows_the_background(name, tmp_path, monkeypatch, counts):
     counts("strangers' pictures", "used")
 
 
-@pytest.mark.parametrize("mode", ["La", "RGBa"])
-def test_transparency_of_modes_that_no_file_has(mode):
-    shown = np.asarray(pictures.on_background(layers(mode, TOP), (1, 2, 3)))
-    assert (shown[~TOP] == (1, 2, 3)).all()
-    assert (shown[TOP] != (1, 2, 3)).any()
-
-
 def test_half_transparent(folder):
     ink = np.full((40, 40, 4), (100, 0, 50, 128), np.uint8)
     Image.fromarray(ink).save(folder / "train" / "zzz.png")
@@ -260,8 +216,10 @@ def test_half_transparent(folder):
     assert (image.flatten(1).float() - torch.tensor([[177.0], [127], [152]])).abs().max() <= 1
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "avif"])
-@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("ending", "orientation"),
+    [*(("jpg", k) for k in range(1, 9)), *((e, 6) for e in ("png", "webp", "tif", "avif"))],
+)
 def test_orientation(ending, orientation, folder):
     upright = np.zeros((48, 32, 3), np.uint8)
     upright[:24, :16], upright[24:, :16], upright[24:, 16:] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
@@ -277,38 +235,6 @@ def test_orientation(ending, orientation, folder):
     image = load(folder)[-1].float()
     for corner, colour in (((4, 4), (250, 0, 0)), ((27, 4), (0, 250, 0)), ((27, 27), (0, 0, 250))):
         assert (image[:, corner[0], corner[1]] - torch.tensor(colour)).abs().max() < 40
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Tag data")
-def test_damaged_orientation(folder):
-    """Bytes of a camera's notes may be anything: used, or refused by name."""
-    random = np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[274] = 6
-    path = folder / "train" / "zzz.jpg"
-    Image.fromarray(noise(40, 40, 3)).save(path, exif=exif)
-    content = path.read_bytes()
-    start, named = content.index(b"Exif"), []
-    for _ in range(60):
-        damaged = bytearray(content)
-        for at in random.integers(start + 6, start + 30, 3):
-            damaged[at] = random.integers(256)
-        path.write_bytes(damaged)
-        try:
-            assert len(load(folder)) == 3
-        except UserError as error:
-            named.append(str(path) in str(error))
-    assert all(named)
-
-
-ENDINGS = "apng bmp dib gif jfif jpe jpeg JPG jp2 j2k mpo pbm pgm ppm pnm png tif tiff webp avif"
-
-
-@pytest.mark.parametrize("ending", ENDINGS.split())
-def test_endings(ending, folder):
-    grey = Image.fromarray(noise(40, 40)).convert("1" if ending == "pbm" else "L")
-    grey.save(folder / "train" / f"zzz.{ending}")
-    assert len(load(folder)) == 3
 
 
 def test_what_pillow_reads_is_a_picture_or_left_out_on_purpose():
@@ -342,24 +268,18 @@ def test_twelve_bits_that_say_so(folder):
     assert load(folder)[-1].max() > 200
 
 
-@pytest.mark.parametrize(("scale", "said"), [(80, True), (300, False)])
+@pytest.mark.parametrize(("scale", "said"), [(0, "about 0"), (80, "about 15"), (300, "")])
 def test_the_range_found_is_said(scale, said, folder, capsys):
     image = Image.fromarray(noise(40, 40, dtype=np.uint16) * scale)
     image.save(folder / "train" / "x.png")
-    load(folder)
+    assert (load(folder)[-1].max() == 0) == (scale == 0)
     line = capsys.readouterr().err
-    assert ("16 bits per value: 1, the largest of each about 15" in line) == said
-    assert ("16 bits" in line) == said
+    assert said in line
+    assert ("16 bits per value: 1, the largest of each" in line) == bool(said)
 
 
-def test_black_in_sixteen_bits_is_black(folder):
-    Image.fromarray(np.zeros((40, 40), np.uint16)).save(folder / "train" / "zzz.png")
-    assert load(folder)[-1].max() == 0
-
-
-@pytest.mark.parametrize("kind", [0, 2])
-def test_a_transparent_colour_of_sixteen_bits(kind, folder):
-    keyed(16, 40000, 40001, kind, samples=kind + 1)(folder / "train" / "x.png", TOP)
+def test_a_transparent_colour_of_sixteen_bits(folder):
+    grey(16)(folder / "train" / "x.png", TOP)
     assert "transparent colour of 16 bits" in refused(folder, 1, 3)
 
 
@@ -367,18 +287,3 @@ def test_a_transparent_colour_of_sixteen_bits(kind, folder):
 def test_a_pipe_is_no_picture(folder):
     os.mkfifo(folder / "train" / "pipe.png")  # opening it would wait for ever
     assert len(load(folder)) == 2
-
-
-def test_celeba(tmp_path, counts):
-    aligned = tmp_path / "celeba" / "img_align_celeba"
-    aligned.mkdir(parents=True)
-    for k in range(3):
-        Image.fromarray(noise(218, 178, 3)).save(aligned / f"{k}.jpg")
-    bad = ["zero.png", "text.png", "cut.jpg", "enormous.png", "animated.gif", "float.tif"]
-    for name in bad:
-        REFUSED[name](aligned / name)
-    lines = [f"{path.name} 0" for path in sorted(aligned.iterdir())]
-    (tmp_path / "celeba" / "list_eval_partition.txt").write_text("\n".join(lines))
-    message = refused(tmp_path, len(bad), 9, "celeba")
-    assert all(name in message for name in bad)
-    counts("strangers' pictures", "refused by name")

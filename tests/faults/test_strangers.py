@@ -10,7 +10,6 @@ import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from support import GOLDEN, said_by, small_flow
 
 from rgflow_core import checkpoints, load, load_published, save_published
@@ -70,29 +69,22 @@ class Plant:
         return self.call
 
 
-PLANTS = {
-    "mkdir": lambda trap: Plant(os.mkdir, str(trap)),
-    "system": lambda trap: Plant(os.system, f"mkdir {trap}"),
-    "nested": lambda trap: [{"a": (Plant(os.mkdir, str(trap)),)}],
-}
 PLACES = {
-    "an optimiser": lambda content, plant: content | {"optim": plant},
-    "a tensor's place": lambda content, plant: {"flow": {"layers.0.mask_left": plant}},
-    "all of it": lambda content, plant: plant,
-    "training settings": lambda content, plant: {"config": {}, "settings": plant},
+    "an optimiser": lambda plant: {"flow": {"layers.0.mask_left": torch.ones(1)}, "optim": plant},
+    "a tensor's place": lambda plant: {"flow": {"layers.0.mask_left": plant}},
+    "all of it": lambda plant: plant,
+    "training settings": lambda plant: {"config": {}, "settings": [{"a": (plant,)}]},
 }
 
 
-@pytest.mark.parametrize("plant", PLANTS)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_code_is_not_run(plant, place, zipped, tmp_path, counts):
+def test_code_is_not_run(place, zipped, tmp_path, counts):
     trap, path = tmp_path / "executed", tmp_path / "x.pth"
-    content = {"flow": {"layers.0.mask_left": torch.zeros(1, 4, 4)}}
-    torch.save(PLACES[place](content, PLANTS[plant](trap)), path,
-               _use_new_zipfile_serialization=zipped)  # fmt: skip
-    refused(path, "code, which is not executed")
-    refused(path, "code, which is not executed", reader=load_published)
+    content = PLACES[place](Plant(os.mkdir, str(trap)))
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    refused(path, "mkdir: code, which is not executed")
+    refused(path, "mkdir: code, which is not executed", reader=load_published)
     assert not trap.exists()
     torch.load(path, weights_only=False)
     assert trap.exists()  # the trap was a good one
@@ -122,47 +114,6 @@ def test_a_bomb(tmp_path, counts):
             new.writestr(info.filename, bytes(2**26) if big else old.read(info))
     assert path.stat().st_size < 2**20
     refused(path, "compressed")
-    counts("strangers' checkpoints", "refused by name")
-
-
-@pytest.mark.parametrize("kind", ["ours", "training", "authors"])
-@pytest.mark.parametrize("what", [b"", b"not weights\n" * 100, bytes(range(256)) * 16, "another"])
-def test_not_what_its_name_says(kind, what, tmp_path, counts):
-    if what == "another":
-        other = "training" if kind == "ours" else "ours"
-        path = tmp_path / KINDS[other]
-        write(other, path, *good(other, tmp_path))
-        what = path.read_bytes()
-    (tmp_path / KINDS[kind]).write_bytes(what)
-    refused(tmp_path / KINDS[kind])
-    counts("strangers' checkpoints", "refused by name")
-
-
-LIES = {
-    "shape": lambda h: h["a"].update(shape=[2**40, 2**20]),
-    "negative shape": lambda h: h["a"].update(shape=[-4]),
-    "type": lambda h: h["a"].update(dtype="F64"),
-    "offsets": lambda h: h["a"].update(data_offsets=[0, 2**62]),
-    "overlap": lambda h: h.update(b=dict(h["a"])),
-}
-
-
-@pytest.mark.parametrize("lie", [*LIES, "header size", "no JSON"])
-def test_lying_safetensors(lie, tmp_path, counts):
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.zeros(4)}, path)
-    content = path.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    header, rest = json.loads(content[8 : 8 + size]), content[8 + size :]
-    if lie == "header size":
-        path.write_bytes((2**60).to_bytes(8, "little") + content[8:])
-    elif lie == "no JSON":
-        path.write_bytes(content[:8] + b"{" * size + rest)
-    else:
-        LIES[lie](header)
-        text = json.dumps(header).encode()
-        path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
-    refused(path)
     counts("strangers' checkpoints", "refused by name")
 
 
@@ -201,9 +152,7 @@ def without(prefix):
 LEVELS = ("coupling_layers", "res_blocks", "hidden", "mlp_depth")
 WRONG = {
     "image_size and levels": config(image_size=4 * 2**18, **{k: [1] * 19 for k in LEVELS}),
-    "hidden": config(hidden=10**9),
     "mlp_depth": config(mlp_depth=10**9),
-    "coupling_layers": config(coupling_layers=10**9),
     "channels": config(channels=10**9),
     "impossible": config(channels=0),
     "subnet": config(subnet="lean"),
@@ -211,18 +160,14 @@ WRONG = {
     "unknown field": config(chanels=1),
     "config of another type": (OURS, lambda c, s, n: c.update(config=[1])),
     "no config": (OURS, lambda c, s, n: c.pop("config")),
-    "no prior": (OURS, lambda c, s, n: c.pop("prior")),
+    "no more facts": (OURS, lambda c, s, n: [c.pop(k, 0) for k in ("prior", "epoch", "settings")]),
     "unknown prior": (OURS, lambda c, s, n: c.update(prior={"name": "cauchy"})),
-    "no provenance": (["ours"], lambda c, s, n: c.pop("provenance")),
     "another program's": (["ours"], lambda c, s, n: c.update(format="pt")),
-    "no model": (["training"], lambda c, s, n: c.pop("model")),
     "model of another type": (["training"], lambda c, s, n: c.update(model=[1])),
-    "no epoch": (["training"], lambda c, s, n: c.pop("epoch")),
     "NaN": (KINDS, lambda c, s, n: s[n].view(-1)[:1].fill_(math.nan)),
     "missing": (KINDS, lambda c, s, n: s.pop(n)),
     "extra": entry("more", torch.zeros(2), KINDS),
     "transposed": one(lambda v: v.mT.contiguous()[:, :1]),
-    "no values": one(lambda v: v[:0]),
     "whole numbers": every(torch.Tensor.long),
     "mixed types": one(torch.Tensor.half, NETWORKS),
     # Bytes that say terabytes.
@@ -230,12 +175,9 @@ WRONG = {
     "sparse": one(torch.Tensor.to_sparse, PICKLES),
     "not a tensor": one(torch.Tensor.tolist, PICKLES),
     "first weight": without("layers.0.s_layers.0.res_blocks.0.1.weight_v"),
-    "activation": without("layers.0.t_layers.0.res_blocks.0.0.scale"),
     "first mask": without("layers.0.mask_left"),
-    "last layer": without("layers.3."),
     "middle layer": without("layers.2."),
     "wrong mask": (["authors"], lambda c, s, n: s["layers.0.mask_left"].zero_()),
-    "gain of another size": entry("layers.0.s_layers.0.scale.scale", torch.ones(3)),
     "first not a tensor": entry("layers.0.mask_left", 1.0),
     "one more layer": entry("layers.4.s_layers.0.scale.scale", torch.ones(16)),
     "both layouts": (["authors"], lambda c, s, n: s.update(

@@ -63,7 +63,7 @@ def nth(number: int, action: Callable[[], None]) -> Callable:
 
 def prepare(kind: str, number: int, folder: Path, inside: Path) -> None:
     """Let a fault happen, see :func:`run`; ``inside`` is where the victim works in its folder."""
-    now, original = nth(number, die), torch.save if kind == "write" else train.batch_of
+    now, original = nth(number, die), train.batch_of
 
     def at_operation(now: Callable) -> None:
         def hook(event: str, given: tuple) -> None:
@@ -78,12 +78,6 @@ def prepare(kind: str, number: int, folder: Path, inside: Path) -> None:
         if kind == "file":
             inside.write_text("precious")
 
-    def half(content: object, path: Path) -> None:
-        original(content, path)
-        os.truncate(path, os.path.getsize(path) // 2)
-        now()
-        original(content, path)
-
     def with_signal(step: int, *arguments: int) -> tuple:
         if step == 5:
             signal.raise_signal(number)
@@ -96,8 +90,6 @@ def prepare(kind: str, number: int, folder: Path, inside: Path) -> None:
             at_operation(nth(number, take_away))
         case "call":
             sys.setprofile(now)
-        case "write":
-            torch.save = half
         case "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
         case "signalled":
@@ -110,10 +102,9 @@ def run(name: str, folder: Path, **fault: int) -> None:
     Args:
         name: of the victim.
         folder: where it works.
-        fault: ``operation``, ``call`` or ``write``: die at that one; ``limit``: bytes that a file
-            may have, as on a full disk; ``signalled``: signal that comes in the middle of a
-            training; ``gone`` or ``file``: at that file operation its folder goes, or a file takes
-            its place.
+        fault: ``operation`` or ``call``: die at that one; ``limit``: bytes that a file may have,
+            as on a full disk; ``signalled``: signal that comes in the middle of a training;
+            ``gone`` or ``file``: at that file operation its folder goes, or a file takes its place.
     """
     torch.set_num_threads(1)
     os.dup2(os.open(f"{folder}.says", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
