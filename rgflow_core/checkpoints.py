@@ -248,10 +248,13 @@ def _from_published(content: dict, path: Path, prior: str = "laplace") -> Pictur
         for key, mask in _masks(config, layout).items():
             if key in state and not torch.equal(state[key].reshape(mask.shape).to(mask), mask):
                 raise UserError(f"{path}: {key} is not the checkerboard of layout {name}")
-        weights = {
-            ours: torch.stack([state.pop(key) for key in theirs])
+        pairs = {
+            ours: [state.pop(key) for key in theirs]
             for ours, theirs in _published_names(config, layout).items()
         }
+        if len({value.dtype for pair in pairs.values() for value in pair}) > 1:
+            raise UserError(f"{path}: its tensors must be of one floating-point type")
+        weights = {ours: torch.stack(pair) for ours, pair in pairs.items()}
         metadata = {"source": str(path), "layout": name}
         model = _build(config, weights, path, Prior(prior, layout.convention), metadata)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")

@@ -162,7 +162,6 @@ WRONG = {
     "no config": (OURS, lambda c, s, n: c.pop("config")),
     "no more facts": (OURS, lambda c, s, n: [c.pop(k, 0) for k in ("prior", "epoch", "settings")]),
     "unknown prior": (OURS, lambda c, s, n: c.update(prior={"name": "cauchy"})),
-    "another program's": (["ours"], lambda c, s, n: c.update(format="pt")),
     "model of another type": (["training"], lambda c, s, n: c.update(model=[1])),
     "NaN": (KINDS, lambda c, s, n: s[n].view(-1)[:1].fill_(math.nan)),
     "missing": (KINDS, lambda c, s, n: s.pop(n)),
