@@ -345,6 +345,7 @@ def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
     """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
     _refuse_folded(model.flow)
     header = {
+        "format": "rgflow_core",
         "config": json.dumps(model.flow.config.to_dict()),
         "prior": json.dumps(vars(model.prior)),
         "provenance": json.dumps(provenance),
@@ -361,6 +362,8 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
     path = Path(path)
     if path.suffix == ".safetensors":
         header, state = read_tensors(path)
+        if header.get("format") != "rgflow_core":
+            raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
         with refusing_damage(path):
             content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
         content["model"], metadata = state, content["provenance"]

@@ -153,6 +153,11 @@ def _celeba(cache: str, resample: str) -> Source:
             paths = [folder / name for name, number in numbers.items() if number == wanted]
             if not paths:
                 raise ValueError(f"it names no picture of split {split!r}")
+        if missing := [path for path in paths if not path.is_file()]:
+            raise UserError(
+                f"CelebA {split} is incomplete: {len(missing)} of {len(paths)} pictures are "
+                f"missing from {folder}, first {missing[0].name}"
+            )
         return _decode(paths, size, each, 148, resample)
 
     return Source(make, lambda root: {"crop": 148, "resize": resample}, cache)
@@ -182,25 +187,24 @@ DEBIAN = Path("/usr/share/datasets")  # of its packages dataset-...
 def _mnist(name: str, package: str = "") -> Source:
     """MNIST, or a set like it, from torchvision's files or Debian's; padded to 32 x 32."""
 
-    def read(split: str, root: Path, what: str, dims: int) -> np.ndarray:
-        file = f"{'t10k' if split == 'test' else 'train'}-{what}-idx{dims}-ubyte"
-        places = (root / name / "raw", DEBIAN / package)
-        paths = [folder / (file + packed) for folder in places for packed in ("", ".gz")]
-        if (path := next(filter(Path.is_file, paths), None)) is None:
-            hint = f", or install Debian's dataset-{package}" if package else ""
-            raise UserError(f"{name} is not here: put {file} or {file}.gz into {places[0]}{hint}")
-        with files.refusing_damage(path, "an IDX file"):
-            data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
-            shape = np.frombuffer(data, ">i4", dims, 4)
-            array = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
-            return array[_PARTS[split]].copy()  # that of a file's bytes cannot be written to
-
     def make(split: str, root: Path, size: int, each: Each) -> Arrays:
-        images, labels = read(split, root, "images", 3), read(split, root, "labels", 1)
-        if len(images) != len(labels):
-            raise UserError(f"{name}: {len(images)} pictures, but {len(labels)} labels")
-        images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-        return {"images": images[..., None], "labels": labels}
+        raw, arrays = root / name / "raw", {}
+        places = [raw, DEBIAN / package] if package else [raw]
+        for what, dims in (("images", 3), ("labels", 1)):
+            file = f"{'t10k' if split == 'test' else 'train'}-{what}-idx{dims}-ubyte"
+            paths = [folder / (file + packed) for folder in places for packed in ("", ".gz")]
+            if (path := next(filter(Path.is_file, paths), None)) is None:
+                hint = f", or install Debian's dataset-{package}" if package else ""
+                raise UserError(f"{name} is not here: put {file} or {file}.gz into {raw}{hint}")
+            with files.refusing_damage(path, "an IDX file"):
+                data = (gzip.open if path.suffix == ".gz" else open)(path, "rb").read()
+                shape = np.frombuffer(data, ">i4", dims, 4)
+                array = np.frombuffer(data, np.uint8, offset=4 + 4 * dims).reshape(shape)
+                arrays[what] = array.copy()  # that of a file's bytes cannot be written to
+                if len({len(a) for a in arrays.values()}) > 1:
+                    raise ValueError("as many labels as pictures belong in it")
+        arrays["images"] = np.pad(arrays["images"], ((0, 0), (2, 2), (2, 2)))[..., None]
+        return {what: array[_PARTS[split]] for what, array in arrays.items()}
 
     # A boot's toe points to the left, and a mirrored figure is another one.
     facts = {"holdout": HOLDOUT, "labels": True}
@@ -284,14 +288,22 @@ def _store(folder: Path, split: str, parameters: dict, arrays: Arrays) -> None:
     files.write_json(folder / f"{split}.json", content)
 
 
+def _cache_folder(name: str, root: Path, size: int) -> Path:
+    """Where the cache of a set lies: below the data root, or among the user's caches."""
+    if SOURCES[name].cache:
+        return root / SOURCES[name].cache
+    home = Path("~/.cache").expanduser() if os.environ.get("HOME") else Path(os.devnull)
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # to be ignored if it is relative
+    key = hashlib.sha256(os.fsencode(f"{name} {size} {root.resolve()}")).hexdigest()[:16]
+    return (base if base.is_absolute() else home) / "rgflow_core" / key
+
+
 def _cached_or_made(name: str, split: str, root: Path, size: int, each: Each) -> Arrays:
     """The arrays of a split; of several processes one makes them, the others wait."""
     source = SOURCES[name]
-    folder, parameters = root / source.cache, source.parameters(root)
+    folder, parameters = _cache_folder(name, root, size), source.parameters(root)
     if not source.cache:
-        caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-        key = hashlib.sha256(os.fsencode(f"{name} {size} {root.resolve()}")).hexdigest()[:16]
-        folder, parameters = Path(caches, "rgflow_core", key), parameters | {"size": size}
+        parameters["size"] = size
     if arrays := _cached(folder, split, parameters):
         return arrays
     failure = None

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from rgflow_core import cli, datasets, msds
+from rgflow_core import cli, datasets, msds, pictures
 from rgflow_core.errors import UserError, check_counts
 from rgflow_core.files import provenance, write_json
 from rgflow_core.model import PictureModel
@@ -71,30 +70,33 @@ def chosen_data(
     file: str | Path, model: PictureModel, dataset: str | None = None, data_root: str | None = None
 ) -> tuple[str, str]:
     """The data set and data root that a file's model was trained on, unless others are given."""
-    settings = model.metadata.get("settings") or {}
-    own, root = settings.get("dataset"), settings.get("data_root", "data")
+    settings = model.metadata.get("settings")
+    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
+    own, root = said.get("dataset"), said.get("data_root", "data")
     name = dataset or own
     if name is None:
         names = ", ".join(datasets.SOURCES)
         raise UserError(f"{file}: does not say its data set; add --dataset with one of {names}")
-    if own and name != own:
-        print(f"note: {file} was trained on {own}, evaluated on {name}", file=sys.stderr)
     if name != own or (name in msds.SETS and not Path(root).is_dir()):
-        root = "data"  # nothing is drawn where a file from elsewhere says
-    return name, data_root or root
+        where = data_root or "data"  # nothing is drawn where a file from elsewhere says
+    else:
+        where = data_root or root
+    if own and (name != own or (name == "folder" and Path(where) != Path(root))):
+        line = f"was trained on {own} ({root}), evaluated on {name} ({where})"
+        print(f"note: {file} {line}", file=sys.stderr)
+    return name, where
 
 
-def say_if_changed(model: PictureModel, root: str) -> None:
+def say_if_changed(file: str, model: PictureModel, root: str) -> None:
     """Say if a folder's training pictures are others now: they could have become test pictures."""
-    settings, size = model.metadata.get("settings") or {}, model.flow.config.image_size
-    if (settings.get("dataset"), settings.get("data_root")) != ("folder", root):
+    settings, trained = model.metadata.get("settings"), model.metadata.get("train_fingerprint")
+    own = isinstance(settings, dict) and (settings.get("dataset"), settings.get("data_root"))
+    if not trained or own != ("folder", root) or not pictures.splits(Path(root))[0]["train"]:
         return
-    with suppress(UserError):  # there may be none any more
-        limit = settings["train_images"]
-        now = datasets.load_split("folder", "train", root, limit, size=size).fingerprint
-        if now != model.metadata["train_fingerprint"]:
-            line = "has other training pictures now; some that it had may be evaluated here"
-            print(f"note: {root} {line}", file=sys.stderr)
+    limit, size = settings.get("train_images"), model.flow.config.image_size
+    if datasets.load_split("folder", "train", root, limit, size=size).fingerprint != trained:
+        line = "has other training pictures now; some of those that it had may be evaluated here"
+        print(f"note: {root} {line} ({file})", file=sys.stderr)
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def main() -> None:
     size = model.flow.config.image_size
     images = datasets.load_split(name, args.split, root, args.limit, size=size).images
     if args.split != "train":
-        say_if_changed(model, root)
+        say_if_changed(args.file, model, root)
     bits = evaluate(model, images, args.seed, args.batch_size)
     if not bits.isfinite().all():
         bad = (~bits.isfinite()).nonzero().flatten()

@@ -199,11 +199,15 @@ def read_json(path: str | Path, by_hand: bool = True) -> dict:
     A file of :func:`write_json` is compared with its SHA-256; only one that may be written
     ``by_hand`` needs none.
     """
-    with refusing_damage(path, "a JSON object"):
+    try:
         content = json.loads(Path(path).read_text("utf-8"))
-        stated = content.pop("sha256", None)
-        if stated != _digest(content) and not (by_hand and stated is None):
-            raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold a JSON object, not a {type(content).__name__}")
+    stated = content.pop("sha256", None)
+    if stated != _digest(content) and not (by_hand and stated is None):
+        raise UserError(f"{path}: damaged or changed by hand (SHA-256 differs); make it again")
     return content
 
 

@@ -379,8 +379,8 @@ class RGFlow(nn.Module):
             (h, grid (B, C, l, l), log-determinant of the level's inverse (B,)).
         """
         grid = None
-        for h, level in reversed([*enumerate(self.levels)]):
-            grid = latents[h] if grid is None else undecimate(grid, latents[h])
+        for h, (level, own) in reversed([*enumerate(zip(self.levels, latents, strict=True))]):
+            grid = own if grid is None else undecimate(grid, own)
             grid, log_det = level(grid, inverse=True)
             yield h, grid, log_det
 

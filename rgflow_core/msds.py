@@ -38,6 +38,8 @@ def labels(name: str, split: str, start: int, stop: int, seed: int = 0) -> np.nd
     if split not in SPLITS:
         raise UserError(f"split must be one of {tuple(SPLITS)}, not {split!r}")
     start, stop, seed = check_counts(0, start=start, stop=stop, seed=seed)
+    if seed >= 2**63:
+        raise UserError(f"seed must be below 2^63, not {seed}")
     if stop < start:
         raise UserError(f"the range must have start <= stop, not {start} ... {stop}")
     n = stop - start

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -112,7 +112,10 @@ class Settings:
     images_per_epoch: Count | None = knob(None, "pictures between two validations")
     train_images: Count | None = knob(None, "train on the first so many only")
     val_images: Count | None = knob(None, "validate on the first so many only")
-    checkpointing: bool = knob(False, "recompute activations: less memory, more time")
+    # Older records say null, where free memory decided.
+    checkpointing: Annotated[bool, BeforeValidator(lambda on: on is not None and on)] = knob(
+        False, "recompute activations: less memory, more time"
+    )
     precision: one_of(PRECISIONS) = knob("float32", "of the networks in training")
     compile: bool = knob(False, "torch.compile the coupling layers")
     device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -287,13 +290,14 @@ class Run:
         state = checkpoints.read_pickle(path)
         with refusing_damage(path):
             self._compare(state, path)
+            checkpoints.check_finite(state["model"], path)
             checkpoints.fill(self.model, state["model"])
             for optimizer, old in zip(self.optimizers, state["optim"], strict=True):
                 optimizer.load_state_dict(old)
             for name in STATE:
                 setattr(self, name, state[name])
-            if len(self.history) != state["epoch"]:
-                raise UserError(f"{path}: damaged: its epochs do not fit its history")
+            if len(self.history) != state["epoch"] or not isinstance(self.step, int):
+                raise UserError(f"{path}: damaged: its epochs or steps do not fit its history")
 
     def _compare(self, state: dict, path: Path) -> None:
         # A knob that the checkpoint does not know was at its default.
@@ -402,10 +406,10 @@ class Run:
 class Diverged(UserError):
     """A training that cannot go on."""
 
-    def __init__(self, step: int, what: str) -> None:
+    def __init__(self, step: int, what: str, mend: str = "--warmup") -> None:
         super().__init__(
             f"{what} at step {step}, diverged; checkpoints written before are good; start a new "
-            "run with a lower --lr, or with --warmup"
+            f"run with a lower --lr, or with {mend}"
         )
 
 
@@ -423,7 +427,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
             checkpoint is kept.
     """
     check_writable(folder)
-    ranks, size = Ranks(settings.device), flow_config(settings).image_size
+    size, ranks = flow_config(settings).image_size, Ranks(settings.device)
     folder = ranks.agreed(Path(folder))
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
@@ -508,7 +512,8 @@ def step(
     values = torch.stack((loss, bpd.mean(), outlier.double().mean(), asked)).detach()
     loss, bpd, outliers, asked = (ranks.sum(values) / ranks.world).tolist()
     if outliers == 1:
-        raise Diverged(run.step, f"all pictures are worse than --outlier-bpd {outlier_bpd}")
+        what = f"all pictures are worse than --outlier-bpd {outlier_bpd}"
+        raise Diverged(run.step, what, "a larger --outlier-bpd")
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise Diverged(run.step, f"loss {loss}, norm of the gradient {norm}")
     if outliers:

@@ -194,6 +194,10 @@ def published(tmp_path, monkeypatch):
     return {"cifar10": (np.concatenate(batches[:5]), batches[5]), "mnist": tuple(padded)}
 
 
+def test_advice_of_torchvision_that_is_none_here_is_not_given(tmp_path):
+    assert "download" not in said_by(load, "cifar10", "test", tmp_path)
+
+
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
 def test_validation_is_the_end_of_the_training_set(name, published, tmp_path):
     training, test = published[name]
@@ -409,7 +413,7 @@ def test_an_unreadable_folder_is_named(tmp_path, monkeypatch):
     assert str(tmp_path / "locked") in said_by(load, "folder", "train", tmp_path)
 
 
-@pytest.mark.parametrize("value", [None, ""])
+@pytest.mark.parametrize("value", [None, "", "relative"])
 def test_each_folder_has_a_cache_elsewhere(value, tmp_path, caches, monkeypatch, capsys):
     """Where the user says, else below the home folder."""
     if value is not None:
@@ -429,11 +433,12 @@ def test_each_folder_has_a_cache_elsewhere(value, tmp_path, caches, monkeypatch,
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("place", ["a file", "/proc/none", "a full disk", "read only"])
+@pytest.mark.parametrize("place", ["a file", "", "/proc/none", "a full disk", "read only"])
 def test_in_memory_where_nothing_can_be_written(place, tmp_path, monkeypatch, capsys):
     fill(tmp_path / "a", 10)
     (tmp_path / "a file").write_text("precious")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", place and str(tmp_path / place))
     if place == "a full disk":
         monkeypatch.setattr(np, "save", Mock(side_effect=OSError(28, "No space left on device")))
     if place == "read only":

@@ -53,7 +53,7 @@ def test_frechet_distance_is_that_of_the_roots_of_scipy(net, pictures):
 
 def test_files(net, tmp_path):
     path = tmp_path / "net.safetensors"
-    assert "no such file" in said_by(factors.load, path)
+    assert "python -m study.factors" in said_by(factors.load, path)
     checkpoints.write_tensors(path, {"seed": "0"}, net.state_dict())
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     assert torch.equal(factors.load(path)(image), net(image))

@@ -204,6 +204,8 @@ DAMAGES = {
     "no optimiser": lambda s: s.update(optim={}),
     "missing weight": lambda s: s["model"].popitem(),
     "short history": lambda s: s.update(history=[]),
+    "step of another type": lambda s: s.update(step="x"),
+    "NaN": lambda s: next(iter(s["model"].values())).fill_(math.nan),
 }
 
 
@@ -378,6 +380,10 @@ def test_every_knob_refuses_what_it_cannot_be_and_says_its_name(knob):
     for bad in ("", [], math.nan, -1):
         with pytest.raises(ValidationError, match=f"(?s)^1 validation error.*{knob}"):
             replace(RUN, **{knob: bad})
+
+
+def test_records_from_when_memory_decided_can_be_read():
+    assert train.Settings(checkpointing=None) == train.Settings()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from rgflow_core import checkpoints, cli, datasets, msds
+from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, refusing_damage
 from rgflow_core.noise import permutation
 
@@ -87,6 +88,8 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 def load(path: str | Path) -> FactorNet:
     """The trained network; :class:`UserError` if the file is not one, whole."""
     net = FactorNet()
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no factor network; python -m study.factors makes it")
     with refusing_damage(path, "a factor network; python -m study.factors makes it"):
         state = checkpoints.read_tensors(path)[1]
         net.load_state_dict(state)

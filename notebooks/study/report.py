@@ -104,10 +104,11 @@ def update_readme(name: str, root: Path) -> None:
         table = results.read(figures, "A1_benchmarks" if name == "speed" else None)
         facts["claims"] = claims(root)
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
-    middle = f"{begin}\n{block('readme', name, table, **facts)}\n{end}"
-    text, found = re.subn(f"(?s){begin}.*?{end}", lambda _: middle, readme.read_text("utf-8"))
-    if found != 1:
+    whole = readme.read_text("utf-8")
+    if whole.count(begin) != 1 or whole.count(end) != 1:
         raise UserError(f"{readme}: needs the lines {begin} and {end} once each")
+    middle = f"{begin}\n{block('readme', name, table, **facts)}\n{end}"
+    text = re.sub(f"(?s){begin}.*{end}", lambda _: middle, whole)
     with replacing(readme) as temporary:
         temporary.write_text(text, "utf-8")
 

@@ -59,11 +59,12 @@ def models(folder: str | Path, lean8: bool = False) -> dict[str, Path]:
         UserError: if there is no model.
     """
     paths = {path.stem: path for path in sorted(Path(folder).glob("msds*.safetensors"))}
-    if not paths:
+    paths = {name: path for name, path in paths.items() if name.endswith("_lean8") == lean8}
+    if not paths and not lean8:
         raise UserError(
             f"{folder}: no msds*.safetensors; run notebook 02_training (or make reproduce)"
         )
-    return {name: path for name, path in paths.items() if name.endswith("_lean8") == lean8}
+    return paths
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -71,6 +71,6 @@ def bounds(draws: Tensor, numbers: tuple[int, ...], dim: int) -> dict[str, dict]
     nats = draws.double() * dim * math.log(2)
     means = {}
     for k in numbers:
-        groups = [math.log(k) - (-group).logsumexp(0) for group in nats.split(k)]
+        groups = [math.log(len(group)) - (-group).logsumexp(0) for group in nats.split(k)]
         means[str(k)] = mean_and_error(torch.stack(groups).mean(0) / (dim * math.log(2)))
     return means

@@ -138,6 +138,7 @@ FUNCTIONS = {
     "split valid": lambda: msds.labels("msds1", "valid", 0, 1),
     "range start stop 2 ... 1": lambda: msds.labels("msds1", "test", 2, 1),
     "start -1": lambda: msds.labels("msds1", "test", -1, 1),
+    f"seed {2**64}": lambda: msds.labels("msds1", "test", 0, 1, 2**64),
     "(N, 4, 4, 6) (4, 4, 6)": lambda: msds.render(LABELS),
     "msds1 'x'": lambda: datasets.load_split("x", "test"),
     "train 'x'": lambda: datasets.load_split("msds1", "x"),
