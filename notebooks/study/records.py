@@ -30,7 +30,7 @@ SUBSET = 500
 CHANGES = "ablations"
 ASKED = ("seeds", "peers_", "fashion", "published")  # groups asked what notebooks 05 and 06 ask
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
-BRIEF = ("tuning8", "tuning_glow", "tuning_realnvp", "tuning_flat", "slow", "steps")
+BRIEF = ("tuning8", "grid", "tuning_glow", "tuning_realnvp", "tuning_flat", "slow", "steps")
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
 
@@ -139,10 +139,10 @@ def shipped_records(root: Path) -> dict[str, dict]:
     return read(root, plan(root, "shipped") | plan(root, "shipped8"))
 
 
-def table(root: Path, group: str, split: str) -> pd.DataFrame:
+def table(root: Path, group: str, split: str, path: str = PLAN) -> pd.DataFrame:
     """A group's runs that have records and did not diverge, judged on "val" or "test"."""
     rows = []
-    for name, record in read(root, plan(root, group)).items():
+    for name, record in read(root, plan(root, group, path)).items():
         if "diverged" in record:
             continue
         settings, last = record["settings"], record["validation"][-1]
