@@ -11,7 +11,7 @@ from rgflow_core.errors import UserError
 from rgflow_core.files import replacing
 from rgflow_core.pictures import OWN
 
-# Latents have a scale of one; shipped models stay far below (README, "Trials").
+# Latents have a scale of one; samples of shipped models stay far below.
 INVERSION_LIMIT = 0.01
 
 
