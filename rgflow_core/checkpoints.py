@@ -12,7 +12,8 @@ import re
 import sys
 import warnings
 import zipfile
-from itertools import count, product
+from collections.abc import Iterable
+from itertools import chain, count, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,15 @@ def _bare(state: dict, path: Path) -> dict:
     return bare
 
 
+def _type(tensors: Iterable[Tensor], path: Path) -> torch.dtype:
+    """The one floating-point type of all tensors; :class:`UserError` if there are others."""
+    types = {value.dtype for value in tensors}
+    if len(types) != 1 or not next(iter(types)).is_floating_point:
+        names = ", ".join(sorted(map(str, types)))
+        raise UserError(f"{path}: its tensors must be of one floating-point type, not {names}")
+    return types.pop()
+
+
 def check_finite(state: dict[str, Tensor], path: Path) -> None:
     """Raise :class:`UserError` if a tensor holds NaN or infinity."""
     if bad := [name for name, value in state.items() if not value.isfinite().all()]:
@@ -121,9 +131,7 @@ def _build(
         raise UserError(
             f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
         )
-    types = {value.dtype for value in state.values()}
-    if len(types) > 1 or not (dtype := types.pop()).is_floating_point:
-        raise UserError(f"{path}: its tensors must be of one floating-point type")
+    dtype = _type(state.values(), path)
     if dtype.itemsize < 4:
         print(f"{path}: its weights are {dtype}, computed with in float32", file=sys.stderr)
         dtype = torch.float32
@@ -252,8 +260,7 @@ def _from_published(content: dict, path: Path, prior: str = "laplace") -> Pictur
             ours: [state.pop(key) for key in theirs]
             for ours, theirs in _published_names(config, layout).items()
         }
-        if len({value.dtype for pair in pairs.values() for value in pair}) > 1:
-            raise UserError(f"{path}: its tensors must be of one floating-point type")
+        _type(chain(*pairs.values()), path)
         weights = {ours: torch.stack(pair) for ours, pair in pairs.items()}
         metadata = {"source": str(path), "layout": name}
         model = _build(config, weights, path, Prior(prior, layout.convention), metadata)
@@ -353,6 +360,13 @@ def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
     write_tensors(path, header, tensors(model))
 
 
+def _from_ours(content: dict, path: Path, metadata: dict) -> PictureModel:
+    prior, config = Prior(**content["prior"]), config_of(content["config"])
+    state = _bare(content["model"], path)
+    _check_tensors(state, path)
+    return _build(config, state, path, prior, metadata)
+
+
 def load(path: str | Path, prior: str | None = None) -> PictureModel:
     """Read a model from our ``.safetensors``, a training checkpoint, or either published layout.
 
@@ -366,17 +380,12 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
             raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
         with refusing_damage(path):
             content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
-        content["model"], metadata = state, content["provenance"]
-    else:
-        content = read_pickle(path)
-        names = ("epoch", "step", "settings", "train_fingerprint")
-        metadata = {name: content.get(name) for name in names}
-    if "config" in content:
+            model = _from_ours(content | {"model": state}, path, content["provenance"])
+    elif "config" in (content := read_pickle(path)):
         with refusing_damage(path):
-            config, own = config_of(content["config"]), Prior(**content["prior"])
-            state = _bare(content["model"], path)
-            _check_tensors(state, path)
-            model = _build(config, state, path, own, metadata)
+            metadata = {name: content[name] for name in ("epoch", "step", "settings")}
+            metadata["train_fingerprint"] = content.get("train_fingerprint")
+            model = _from_ours(content, path, metadata)
     else:
         model = _from_published(content, path, prior or "laplace")
         if prior is None:

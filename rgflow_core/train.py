@@ -463,7 +463,6 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     return final
 
 
-@torch.no_grad()
 def begin(run: Run, images: Tensor) -> None:
     """Start from the data, or drop what a killed run wrote after its last checkpoint."""
     settings, ranks, model = run.settings, run.ranks, run.model
@@ -475,12 +474,13 @@ def begin(run: Run, images: Tensor) -> None:
         f"{ranks.world} x {ranks.device}, from step {run.step} of {run.steps}"
     )
     if settings.compile:
-        with precision(settings.precision, ranks.device), torch.enable_grad():
+        with precision(settings.precision, ranks.device):
             compile_couplings(model.flow)
     if settings.standardise and not run.step:  # the same in each process
         count, seed = len(images), settings.seed
         index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
-        y, *_ = model.transform(images[index], model.noise(index, seed, passes))
+        with torch.no_grad():
+            y, *_ = model.transform(images[index], model.noise(index, seed, passes))
         model.flow.standardise(y)
 
 

@@ -164,6 +164,7 @@ WRONG = {
     "unknown prior": (OURS, lambda c, s, n: c.update(prior={"name": "cauchy"})),
     "another program's": (["ours"], lambda c, s, n: c.update(format="pt")),
     "model of another type": (["training"], lambda c, s, n: c.update(model=[1])),
+    "no epoch": (["training"], lambda c, s, n: c.pop("epoch")),
     "NaN": (KINDS, lambda c, s, n: s[n].view(-1)[:1].fill_(math.nan)),
     "missing": (KINDS, lambda c, s, n: s.pop(n)),
     "extra": entry("more", torch.zeros(2), KINDS),
