@@ -151,8 +151,6 @@ def on_background(image: Image.Image, background: tuple[int, int, int]) -> Image
     """A picture of any mode as RGB; where it is transparent, the background shows."""
     if not image.has_transparency_data:
         return image.convert("RGB")
-    if image.mode == "La":  # Pillow knows no other way
-        image = image.convert("LA")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
