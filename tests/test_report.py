@@ -48,6 +48,7 @@ VERDICTS = {
         "agrees", "differs", "not in the text", "the systems differ", "a defect",
     },
     "tested at the published architecture": {"agrees", "differs", "close"},
+    "tested on a small published network": {"evidence for", "evidence against", "inconclusive"},
     "tested on lean models": {"evidence for", "evidence against", "inconclusive"},
     "not tested": {""},
 }  # fmt: skip
