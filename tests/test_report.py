@@ -42,25 +42,27 @@ def test_numbers_are_filled_in_formatted_and_asked_for_once(tmp_path):
         report.environment(twice).from_string('{{ number("a") }}').render()
 
 
-# What was done about a claim, and what can come of it.
+# What was done about a claim, and what can come of it; a verdict may go on with its scope.
 VERDICTS = {
-    "checked against code": {
+    "checked against code": (
         "agrees", "differs", "not in the text", "the systems differ", "a defect",
-    },
-    "tested at the published architecture": {"agrees", "differs", "close"},
-    "tested on a small published network": {"evidence for", "evidence against", "inconclusive"},
-    "tested on lean models": {"evidence for", "evidence against", "inconclusive"},
-    "not tested": {""},
+    ),
+    "tested at the published architecture": ("agrees", "differs", "close"),
+    "tested on a small network of the published kind": ("evidence for", "evidence against", "inconclusive"),
+    "tested on lean models": ("evidence for", "evidence against", "inconclusive"),
+    "counted on the lattice": ("agrees",),
+    "not tested": (),
 }  # fmt: skip
 FIELDS = {"claim", "source", "text", "code", "measured", "kind", "verdict", "because", "headline"}
 
 
 def test_ledger_has_a_verdict_of_its_kind_and_a_reason():
     entries = report.claims(ROOT)
-    assert 0 < sum(entry["headline"] for entry in entries) <= 10, "of README"
+    assert 0 < sum(bool(entry["headline"]) for entry in entries) <= 10, "of README"
     for entry in entries:
         assert entry.keys() == FIELDS
-        assert entry["verdict"] in VERDICTS[entry["kind"]], entry["claim"]
+        verdict, allowed = entry["verdict"], VERDICTS[entry["kind"]]
+        assert verdict.startswith(allowed) if allowed else not verdict, entry["claim"]
         assert entry["because"] or entry["kind"] != "not tested", entry["claim"]
         assert "published" not in entry["kind"] or "lean" not in entry["measured"]
 

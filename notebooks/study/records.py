@@ -152,7 +152,7 @@ def table(root: Path, group: str, split: str, path: str = PLAN) -> pd.DataFrame:
             "lr": settings["lr"], "warm-up": settings["warmup"],
             "batch": settings["batch_size"], "steps": last["step"], "pictures": last["images"],
             "minutes": record["seconds"] / 60, "GFLOP/s": record["matrix_peak"] / 1e9,
-            f"{split} bpd": judged["bpd"], "±": judged["stderr"],
+            f"{split} bpd": judged["bpd"], "s.e.": judged["stderr"],
         })  # fmt: skip
     return pd.DataFrame(rows)
 
