@@ -72,11 +72,12 @@ def _check_tensors(state: dict[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: {name!r} is smaller than its shape {tuple(value.shape)}")
 
 
-def _bare(state: dict, path: Path) -> dict:
+def _bare(state: dict, path: Path, prefix: str = "") -> dict:
     """A state dict without what ``DataParallel`` and ``torch.compile`` put into its names."""
-    bare = {re.sub(r"(?<![^.])(module|_orig_mod)\.", "", str(k)): v for k, v in state.items()}
+    names = (re.sub(r"(?<![^.])(module|_orig_mod)\.", "", str(name)) for name in state)
+    bare = dict(zip((name.removeprefix(prefix) for name in names), state.values(), strict=True))
     if len(bare) < len(state):
-        raise UserError(f"{path}: names tensors twice, with module. or _orig_mod. and without")
+        raise UserError(f"{path}: names tensors twice, with a wrapper's prefix and without")
     return bare
 
 
@@ -176,7 +177,7 @@ def _published_state(content: dict, path: Path) -> tuple[dict[str, Tensor], str]
         state = content.get(layout.wrap, content)
         if not isinstance(state, dict):
             continue
-        state = {k.removeprefix("net."): v for k, v in _bare(state, path).items()}
+        state = _bare(state, path, "net.")
         if layout.network.format(i=0, net="s", k=0) + ".res_blocks.0.1.weight_v" in state:
             return state, name
     raise UserError(
