@@ -1,6 +1,7 @@
 """Flows to compare with: their laws, their size, their training by our loop, and what is asked of them."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -18,17 +19,19 @@ PLAN = records.plan(ROOT, path=records.PEERS)
 RECORDS = records.read(ROOT, PLAN)
 SMALL = {"image_size": 8, "channels": 3, "coupling_layers": 2, "hidden": 7, "res_blocks": 1}
 KINDS = {name: SMALL | {"flow": name, "scales": 2} for name in ("glow", "realnvp")}
-KINDS["flat"] = peers.MODELS["flat"] | SMALL
+KINDS["glow_net_actnorm"] = KINDS["glow"] | {"net_actnorm": True}
+KINDS["realnvp_doubling"] = KINDS["realnvp"] | {"doubling": True, "hidden": 12}  # as many channels
+KINDS |= {name: peers.MODELS[name] | SMALL for name in ("flat", "flat8")}
 for kind in KINDS:
     train.MODELS[f"small_{kind}"] = {
         k: v for k, v in KINDS[kind].items() if k not in ("image_size", "channels")
     }
 
 
-def small(kind: str) -> peers.Peer:
+def small(kind: str, **changes: int) -> peers.Peer:
     """A flow of a kind that is far from where it started, float64."""
     torch.manual_seed(0)
-    flow = config_of(KINDS[kind]).build().double()
+    flow = config_of(KINDS[kind] | changes).build().double()
     with torch.no_grad():
         flow(torch.randn(8, 3, 8, 8).double())  # ActNorm takes its start from data
         for parameter in flow.parameters():
@@ -38,7 +41,7 @@ def small(kind: str) -> peers.Peer:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_inverse_and_jacobian(kind):
-    flow, y = small(kind), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    flow, y = small(kind), torch.randn(8, 3, 8, 8, dtype=torch.float64)
     z, log_det = flow(y)
     back, inverse_log_det = flow.inverse(z)
     close(back, y, 1e-9)
@@ -50,6 +53,26 @@ def test_inverse_and_jacobian(kind):
     assert sum(part[0].numel() for part in latents) == 192
     assert len(latents) == flow.config.scales
     assert same(flow.join(latents), z)
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("glow", 2), ("realnvp", 2), ("realnvp", 3)])
+def test_what_the_last_coupling_moved_leaves(kind, layers):
+    flow, before = small(kind, coupling_layers=layers), torch.randn(2, 12, 4, 4).double()
+    last = flow.scales[0][-2]  # then there are scales and shifts
+    after, _ = (last.flows[0] if kind == "glow" else last).inverse(before)
+    (kept, left), (kept_after, left_after) = map(flow.halves, (before, after))
+    assert same(kept, kept_after)
+    assert (left != left_after).all()
+    assert same(flow.whole(kept, left), before)
+
+
+@pytest.mark.parametrize("kind", ["flat", "flat8"])
+def test_a_flow_on_one_grid_starts_from_data_as_ours(kind):
+    flow, y = config_of(KINDS[kind]).build(), 3 + 2 * torch.randn(64, 3, 8, 8)
+    flow.standardise(y)
+    z, _ = flow(y)  # what follows the first layer is the identity
+    close(z.mean(0), torch.zeros(3, 8, 8), 1e-4)
+    close(z.std(0), torch.ones(3, 8, 8), 1e-4)
 
 
 def test_a_latent_of_a_coarser_scale_reaches_farther():
@@ -70,14 +93,15 @@ def test_as_many_parameters_as_ours_within_a_tenth():
 
     for name in peers.MODELS:
         channels = 1 if name.endswith("grey") else 3
-        ours = count("lean8" if name == "glow8" else "lean", channels)
+        ours = count("lean8" if name.endswith("8") else "lean", channels)
         assert count(name, channels) == pytest.approx(ours, rel=0.1), name
+    assert count("flat8", 3) == count("lean8", 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_our_loop_trains_and_goes_on_and_our_files_hold_it(kind, tmp_path):
     fields = {"model": f"small_{kind}", "optimizer": "muon", "epochs": 2, "image_size": 32}
-    settings = replace(RUN, **fields, standardise=kind != "flat")
+    settings = replace(RUN, **fields, standardise=True)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     whole = train.train(settings, whole, progress=False)
     rate = train.rate_factor
@@ -114,13 +138,17 @@ def test_a_flow_whose_samples_explode_is_trained_all_the_same(tmp_path, monkeypa
 
 
 def test_muon_takes_the_hidden_matrices_and_no_triangle():
-    for kind in ("glow", "realnvp"):
+    taken = {
+        "glow": {(1, 7, 7)},
+        "realnvp": {(9, 7, 7)},
+        "realnvp_doubling": {(9, 12, 12), (9, 24, 24)},
+    }
+    for kind, wanted in taken.items():
         run = train.Run(
             replace(RUN, model=f"small_{kind}", optimizer="muon"), ROOT, train.Ranks("cpu"), 64, ""
         )
         (muon,) = (o for o in run.optimizers if isinstance(o, Muon))
-        shapes = {tuple(p.shape) for p in muon.param_groups[0]["params"]}
-        assert shapes == {"glow": {(1, 7, 7)}, "realnvp": {(9, 7, 7)}}[kind]
+        assert {tuple(p.shape) for p in muon.param_groups[0]["params"]} == wanted
 
 
 def test_a_flow_that_nothing_added_is_named(monkeypatch):
@@ -129,21 +157,87 @@ def test_a_flow_that_nothing_added_is_named(monkeypatch):
         config_of(KINDS["glow"])
 
 
-def test_the_plan_is_of_settings_and_the_peers_are_tuned():
+def planned_settings(fields: dict) -> train.Settings:
+    return train.Settings(**train.LEAN_RECIPE | fields)
+
+
+def test_the_plan_is_of_settings():
     for name, own in PLAN.items():
-        settings = train.Settings(**train.LEAN_RECIPE | own)
-        train.flow_config(settings)
+        train.flow_config(planned_settings(own))
         if name in RECORDS and "test" in RECORDS[name]:
             assert RECORDS[name]["settings"] | own == RECORDS[name]["settings"], name
-    knobs = ("lr", "batch_size", "optimizer", "matrix_lr", "model")
-    for peer in ("glow", "realnvp", "flat"):
-        tried = records.plan(ROOT, f"tuning_{peer}", records.PEERS)
-        if tried.keys() <= RECORDS.keys():
-            bits = {n: RECORDS[n]["validation"][-1]["bpd"] for n in tried if "test" in RECORDS[n]}
-            best = RECORDS[min(bits, key=bits.get)]["settings"]
-            for name in (f"peer_{peer}_seed1", f"minutes_{peer}_seed1"):
-                used = train.Settings(**train.LEAN_RECIPE | PLAN[name])
-                assert {k: best[k] for k in knobs} == {k: getattr(used, k) for k in knobs}, name
+
+
+@pytest.mark.parametrize("name", train.RECIPES)
+def test_two_of_the_steps_are_peers(name):
+    """They are judged while training on as many pictures, so that A4 can show one for the other."""
+    own = train.RECIPES[name] | read_json(ROOT / records.PEERS)["steps"]["common"]
+    peer = planned_settings(PLAN[f"peer_{name}_seed1"])
+    pictures = peer.epochs * peer.images_per_epoch
+    assert replace(peer, epochs=1, images_per_epoch=pictures) == train.Settings(**own, seed=1)
+
+
+def comparisons(peer: str) -> list[str]:
+    stems = [f"peer_{peer}_", f"minutes_{peer}_", f"fashion_mnist_{peer}_"]
+    stems += ["peer_glow8_"] * (peer == "glow")  # flat8 has the recipe of lean8
+    return [name for name in PLAN if name.startswith(tuple(stems))]
+
+
+def check_tuning(peer: str, plan: dict[str, dict], found: dict[str, dict]) -> None:
+    """Its comparisons are planned with its best trial, and none is run before all trials."""
+    tried = {n: planned_settings(plan[n]) for n in plan if n.startswith(f"tuning_{peer}_")}
+    names = comparisons(peer)
+    if tried.keys() - found.keys():
+        assert not found.keys() & set(names), "compared before it was tuned"
+        return
+    bits = {n: found[n]["validation"][-1]["bpd"] for n in tried if "test" in found[n]}
+    rates = {n: tried[n].lr for n in tried if n.startswith(f"tuning_{peer}_lr_")}
+    rate = rates[min(rates.keys() & bits.keys(), key=bits.get)]
+    assert min(rates.values()) < rate < max(rates.values()), "the best rate is at an end"
+    best = tried[min(bits, key=bits.get)]
+    knobs = ["lr", "batch_size", "optimizer"] + ["matrix_lr"] * (best.optimizer == "muon")
+    kinds = ["doubling", "net_actnorm"] + ["coupling_layers"] * (peer == "glow")
+    for name in names:
+        used = planned_settings(plan[name])
+        if name.startswith((f"peer_{peer}_", f"minutes_{peer}_")):  # others are of another size
+            assert used.model == best.model, name
+        assert [getattr(used, k) for k in knobs] == [getattr(best, k) for k in knobs], name
+        models = (train.MODELS[settings.model] for settings in (used, best))
+        assert len({tuple(model.get(k) for k in kinds) for model in models}) == 1, name
+
+
+TUNED = ("glow", "realnvp", "flat")
+
+
+@pytest.mark.parametrize("peer", TUNED)
+def test_the_peers_are_tuned(peer):
+    check_tuning(peer, PLAN, RECORDS)
+
+
+@pytest.mark.parametrize("peer", TUNED)
+def test_a_peer_that_is_not_tuned_is_found(peer):
+    best, low, middle, high = (
+        f"tuning_{peer}_{trial}" for trial in ("muon_0.01", "lr_0.001", "lr_0.003", "lr_0.01")
+    )
+    bits = {n: 3.0 for n in PLAN if n.startswith(f"tuning_{peer}_")} | {middle: 2.5, best: 2.0}
+    found = {n: {"test": {}, "validation": [{"bpd": bpd}]} for n, bpd in bits.items()}
+    knobs = {k: PLAN[best][k] for k in ("model", "lr", "optimizer", "matrix_lr")}
+    plan, names = dict(PLAN), comparisons(peer)
+    for name in names:
+        plan[name] = knobs | {"batch_size": 16} | {"model": PLAN[name]["model"]}
+    check_tuning(peer, plan, found)
+    wrong = {"lr": 0.004, "optimizer": "adamw", "matrix_lr": 0.02, "batch_size": 64}
+    for name, (knob, value) in product(names, wrong.items()):
+        with pytest.raises(AssertionError, match=name):
+            check_tuning(peer, plan | {name: plan[name] | {knob: value}}, found)
+    with pytest.raises(AssertionError, match=names[0]):
+        check_tuning(peer, plan | {names[0]: plan[names[0]] | {"model": "lean"}}, found)
+    with pytest.raises(AssertionError, match="at an end"):
+        check_tuning(peer, plan, found | {high: {"test": {}, "validation": [{"bpd": 2.4}]}})
+    del found[low]
+    check_tuning(peer, plan, found)
+    with pytest.raises(AssertionError, match="before it was tuned"):
+        check_tuning(peer, plan, found | {names[-1]: {}})
 
 
 @pytest.mark.parametrize("set_name", ["msds1", "fashion_mnist"])

@@ -25,10 +25,14 @@ class PeerConfig(RGFlowConfig):
     """Which peer, of how many scales. There is no lattice: all of it is one level.
 
     ``coupling_layers``, ``hidden`` and ``res_blocks`` are of each scale (RealNVP: of each mask).
+    RealNVP's networks may double their width from scale to scale (Dinh et al. 2016, section 3.6),
+    Glow's may have an ActNorm after each hidden convolution (OpenAI's code).
     """
 
     flow: str = "glow"
     scales: int = 3
+    doubling: bool = False
+    net_actnorm: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kernel", self.image_size)
@@ -39,7 +43,7 @@ class PeerConfig(RGFlowConfig):
 
 
 class Peer(nn.Module):
-    """A multiscale flow (Dinh et al. 2016): every second channel is a latent after each scale.
+    """A multiscale flow (Dinh et al. 2016): half of the channels are latents after each scale.
 
     It has the methods of :class:`rgflow_core.RGFlow` that training and evaluation use. Latents z
     (B, C, L, L) are those of the scales one after the other, finest first.
@@ -65,18 +69,29 @@ class Peer(nn.Module):
                 y, change = step(y) if isinstance(step, Level) else step.inverse(y)
                 log_det = log_det + change
             if len(latents) < len(self.scales) - 1:
-                latents.append(y[:, 1::2])
-                y = y[:, ::2]
+                y, left = self.halves(y)
+                latents.append(left)
         return self.join([*latents, y]), log_det
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         y, log_det = None, z.new_zeros(len(z))
         for steps, left in reversed([*zip(self.scales, self.split(z), strict=True)]):
-            y = left if y is None else torch.stack((y, left), 2).flatten(1, 2)
+            y = left if y is None else self.whole(y, left)
             for step in reversed(steps):
                 y, change = step(y, inverse=True) if isinstance(step, Level) else step(y)
                 log_det = log_det + change
         return y, log_det
+
+    def halves(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """What goes on, and what leaves: the half that the last coupling moved, given the other."""
+        run = RUNS.get(self.config.flow, y.shape[1] // 2)
+        kept, left = y.unflatten(1, (-1, 2, run)).unbind(2)
+        return kept.flatten(1, 2), left.flatten(1, 2)
+
+    def whole(self, kept: Tensor, left: Tensor) -> Tensor:
+        """Inverse of :meth:`halves`."""
+        run = RUNS.get(self.config.flow, kept.shape[1])
+        return torch.stack([y.unflatten(1, (-1, run)) for y in (kept, left)], 2).flatten(1, 3)
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Latents of each scale, finest first, (B, channels, edge, edge)."""
@@ -88,8 +103,14 @@ class Peer(nn.Module):
         return torch.cat([x.flatten(1) for x in latents], 1).unflatten(1, self.config.shape)
 
     def standardise(self, y: Tensor) -> None:
-        """Let each ActNorm start from y: it does from what it sees first."""
+        """Start from y: each ActNorm does from what it sees first; of our layers the first one."""
         self(y)
+        for step in self.scales[0]:
+            if isinstance(step, Level):
+                first = step.layers()[0]
+                first.couplings[0].subnet.standardise(*first.halves(first.blocks(y)))
+                break
+            y, _ = step.inverse(y)
 
     def fold(self) -> "Peer":
         return copy.deepcopy(self).requires_grad_(False)
@@ -119,7 +140,8 @@ def _with_taps(network: nn.Module, hidden: int) -> nn.Module:
 def _glow(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
     """Kingma and Dhariwal 2018, arXiv:1807.03039. Its end stands for a learned diagonal prior."""
     hidden = config.hidden[0]
-    blocks = [flows.GlowBlock(channels, hidden) for _ in range(config.coupling_layers[0])]
+    kind = {"net_actnorm": config.net_actnorm}
+    blocks = [flows.GlowBlock(channels, hidden, **kind) for _ in range(config.coupling_layers[0])]
     for block in blocks:
         mixing = block.flows[1]  # its triangles, which are no matrices, are not for Muon
         mixing.L, mixing.U = (nn.Parameter(p.data[None, None]) for p in (mixing.L, mixing.U))
@@ -130,18 +152,21 @@ def _glow(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
 def _realnvp(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
     """Dinh et al. 2016, arXiv:1605.08803, with ActNorm for batch normalisation, s = tanh(S).
 
-    Checkerboard masks, a squeeze, then masks of channels: the upper or the lower rows of cells.
+    Checkerboard masks, a squeeze, then masks of channels: the upper or the lower rows of cells, the
+    lower ones last.
     """
+    hidden = config.hidden[0] * (config.image_size // (2 * edge) if config.doubling else 1)
 
     def network(channels: int) -> nn.Module:
-        net = ConvResidualNet(channels, channels, config.hidden[0], None, config.res_blocks[0])
+        net = ConvResidualNet(channels, channels, hidden, None, config.res_blocks[0])
         nn.init.zeros_(net.final_layer.weight)
         nn.init.zeros_(net.final_layer.bias)
-        return _with_taps(net, config.hidden[0])
+        _with_taps(net.blocks, hidden)  # not the first and last layers, which may be square too
+        return net
 
     def couplings(half: Tensor) -> list[nn.Module]:
         steps, n = [], len(half)
-        for k in range(config.coupling_layers[0]):
+        for k in reversed(range(config.coupling_layers[0])):
             s = nn.Sequential(network(n), nn.Tanh())
             masked = flows.MaskedAffineFlow((half == k % 2).float(), network(n), s)
             steps += [flows.ActNorm((n, 1, 1)), masked]
@@ -155,29 +180,43 @@ def _realnvp(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
 
 
 def _flat(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
-    """Pairs of a decimator's and a disentangler's layer on one grid; nothing is decimated."""
+    """Pairs of a decimator's and a disentangler's layer on one grid; nothing is decimated.
+
+    "flat" squeezes the picture first, "flat8" works on its own grid, as the finest level of ``lean8``.
+    """
+    own = config.flow == "flat8"
+    lattice = (2 * edge, channels // 4, 8) if own else (edge, channels, 4)
     sizes = (1, config.res_blocks[0], config.hidden[0], config.mlp_depth[0])
-    kind = {"subnet": config.subnet, "coupling": config.coupling}
-    grid = RGFlowConfig(edge, channels, 4, *sizes, **kind)
-    return [flows.Squeeze(), *(Level(grid, 0) for _ in range(config.coupling_layers[0]))]
+    kind = {"subnet": config.subnet, "coupling": config.coupling, "order": config.order}
+    grid = RGFlowConfig(*lattice, *sizes, **kind)
+    levels = [Level(grid, 0) for _ in range(config.coupling_layers[0])]
+    return [*levels, flows.Squeeze()] if own else [flows.Squeeze(), *levels]
 
 
 STEPS: dict[str, Callable[[PeerConfig, int, int], list[nn.Module]]] = {
-    "glow": _glow, "realnvp": _realnvp, "flat": _flat,
+    "glow": _glow, "realnvp": _realnvp, "flat": _flat, "flat8": _flat,
 }  # fmt: skip
+# Channels of the half that the last coupling moved: in runs of so many; otherwise in one.
+RUNS = {"realnvp": 2}
 CONFIGS |= dict.fromkeys(STEPS, PeerConfig)
 _GLOW = {"flow": "glow", "coupling_layers": 8}
 _REALNVP = {"flow": "realnvp", "hidden": 32, "res_blocks": 2}
 _FLAT = LEAN | {"flow": "flat", "scales": 1}
-# As many parameters as the lean model, within 10 %, on three colours and on grey; glow8 as lean8.
+# As many parameters as the lean model, within 10 %, on three colours and on grey; those with an 8
+# as lean8, flat8 exactly.
 MODELS = {
     "glow": _GLOW | {"hidden": 144},
     "glow_16_steps": _GLOW | {"coupling_layers": 16, "hidden": 80},
+    "glow_4_steps": _GLOW | {"coupling_layers": 4, "hidden": 240},
+    "glow_net_actnorm": _GLOW | {"hidden": 144, "net_actnorm": True},
     "glow8": _GLOW | {"hidden": 176},
     "realnvp": _REALNVP | {"coupling_layers": 4},
+    "realnvp_doubling": _REALNVP | {"coupling_layers": 4, "hidden": 12, "doubling": True},
     "flat": _FLAT | {"coupling_layers": 7},
+    "flat8": _FLAT | {"flow": "flat8", "coupling_layers": 9, "order": "paper"},
     "glow_grey": _GLOW | {"hidden": 176},
     "realnvp_grey": _REALNVP | {"coupling_layers": 3},
+    "realnvp_doubling_grey": _REALNVP | {"coupling_layers": 4, "hidden": 10, "doubling": True},
     "flat_grey": _FLAT | {"coupling_layers": 10},
 }
 train.MODELS |= MODELS
