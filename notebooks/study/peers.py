@@ -16,7 +16,7 @@ from normflows import flows
 from normflows.nets.resnet import ConvResidualNet
 from torch import Tensor, nn
 
-from rgflow_core import LEAN, RGFlowConfig, train
+from rgflow_core import LEAN, LEAN8, RGFlowConfig, train
 from rgflow_core.flow import CONFIGS, Level
 
 
@@ -180,16 +180,17 @@ def _realnvp(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
 
 
 def _flat(config: PeerConfig, channels: int, edge: int) -> list[nn.Module]:
-    """Pairs of a decimator's and a disentangler's layer on one grid; nothing is decimated.
+    """Layers of decimators and disentanglers on one grid; nothing is decimated.
 
-    "flat" squeezes the picture first, "flat8" works on its own grid, as the finest level of ``lean8``.
+    "flat" squeezes the picture first, and its blocks change their offset after each layer; "flat8"
+    has the layers of ``lean8``, level after level, all on the grid of the picture.
     """
     own = config.flow == "flat8"
     lattice = (2 * edge, channels // 4, 8) if own else (edge, channels, 4)
-    sizes = (1, config.res_blocks[0], config.hidden[0], config.mlp_depth[0])
+    layers = LEAN8["coupling_layers"] if own else (1,) * config.coupling_layers[0]
+    sizes = (config.res_blocks[0], config.hidden[0], config.mlp_depth[0])
     kind = {"subnet": config.subnet, "coupling": config.coupling, "order": config.order}
-    grid = RGFlowConfig(*lattice, *sizes, **kind)
-    levels = [Level(grid, 0) for _ in range(config.coupling_layers[0])]
+    levels = [Level(RGFlowConfig(*lattice, count, *sizes, **kind), 0) for count in layers]
     return [*levels, flows.Squeeze()] if own else [flows.Squeeze(), *levels]
 
 
