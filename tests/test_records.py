@@ -19,7 +19,7 @@ ROOT = results.root()
 def test_the_plan_is_of_settings():
     for name, fields in records.plan(ROOT).items():
         settings = train.Settings(**train.LEAN_RECIPE | fields)
-        if not name.startswith(("ablation", "change", "tuning8")):
+        if not name.startswith(("change", "tuning8")):
             assert settings.dataset in name
             assert settings.prior in name
     for name, fields in records.plan(ROOT, "shipped").items():
@@ -159,8 +159,7 @@ def test_priors_are_compared_by_seed(planned):
     assert results.number(table_of(planned), "runs_missing", factor="seeds") == 9, "is made again"
 
 
-def test_changes_are_compared_by_seed_and_intervals_corrected(planned, monkeypatch):
-    monkeypatch.setattr(records, "CHANGES", "changes")
+def test_changes_are_compared_by_seed_and_intervals_corrected(planned):
     bits = {"unchanged_seed1": 2.0, "unchanged_seed2": 2.0, "unchanged_seed3": 2.0}
     bits |= {"without_tanh_seed1": 2.1, "without_tanh_seed2": 2.3, "flips_seed4": 9.0}
     bits |= {"batch_512_seed1": 4.0, "few_steps_seed1": 3.0}

@@ -26,8 +26,6 @@ PEERS = "data/peers.json"  # what notebook A4 shows: a plan of its own, of group
 FOLDER = "data/records"
 DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
 SUBSET = 500
-# Two seeds and 400 steps, until the five seeds and 4,000 steps of "changes" have their records.
-CHANGES = "ablations"
 ASKED = ("seeds", "peers_", "fashion", "published")  # groups asked what notebooks 05 and 06 ask
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 BRIEF = ("changes", "tuning8", "tuning_", "grid", "slow", "steps")  # beginnings of groups
@@ -91,7 +89,7 @@ def make(name: str, root: Path) -> Path:
     try:
         weights = train.train(settings, folder)
     except train.Diverged as problem:
-        if not group.startswith(("ablations", *BRIEF)):
+        if not group.startswith(BRIEF):
             raise
         # What a change does to the training is its result, also if nothing is left of it.
         facts = {"name": name, "settings": asdict(settings), "diverged": str(problem)}
@@ -231,10 +229,10 @@ def _change_rows(root: Path) -> list[dict]:
     ``batch_512`` sees as many pictures as the unchanged network, in fewer steps;
     ``batch_512_equal_steps`` is compared with ``few_steps``, the unchanged batch for as few.
     """
-    planned = plan(root, CHANGES)
+    planned = plan(root, "changes")
     records, runs = read(root, planned), {}  # change -> seed -> record
-    for name in planned:  # KIND_CHANGE_seedN
-        change, _, seed = name.partition("_")[2].rpartition("_seed")
+    for name in planned:  # change_CHANGE_seedN
+        change, _, seed = name.removeprefix("change_").rpartition("_seed")
         runs.setdefault(change, {})
         if name in records:
             runs[change][int(seed)] = records[name]
@@ -243,8 +241,7 @@ def _change_rows(root: Path) -> list[dict]:
         for change, by in runs.items()
     }
     pairs = {n: (n, "unchanged") for n in runs if n not in ("unchanged", "few_steps")}
-    if "few_steps" in runs:
-        pairs["batch_512_equal_steps"] = ("batch_512", "few_steps")
+    pairs["batch_512_equal_steps"] = ("batch_512", "few_steps")
     rows, worse = [], 0
     for factor, (of, less) in pairs.items():
         both = sorted(bits[of].keys() & bits[less].keys())
