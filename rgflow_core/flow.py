@@ -306,6 +306,11 @@ class Level(nn.Module):
         layers = [self.decimator, self.disentangler]
         return layers[::-1] if self.order == "paper" else layers
 
+    def standardise(self, grid: Tensor) -> None:
+        """Let the first layer give grids (B, C, l, l) mean 0 and deviation 1."""
+        first = self.layers()[0]
+        first.couplings[0].subnet.standardise(*first.halves(first.blocks(grid)))
+
     def forward(
         self, grid: Tensor, inverse: bool = False, sites: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -407,8 +412,7 @@ class RGFlow(nn.Module):
         """
         if self.config.subnet not in OURS:
             raise UserError(f"only {OURS} subnets start from data, not {self.config.subnet}")
-        first = self.levels[0].layers()[0]
-        first.couplings[0].subnet.standardise(*first.halves(first.blocks(y)))
+        self.levels[0].standardise(y)
 
     def use_checkpointing(self) -> None:
         """Recompute each coupling layer in the backward pass: less memory, more time."""

@@ -107,8 +107,7 @@ class Peer(nn.Module):
         self(y)
         for step in self.scales[0]:
             if isinstance(step, Level):
-                first = step.layers()[0]
-                first.couplings[0].subnet.standardise(*first.halves(first.blocks(y)))
+                step.standardise(y)
                 break
             y, _ = step.inverse(y)
 
