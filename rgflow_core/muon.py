@@ -1,7 +1,7 @@
 """Muon for many small matrices: momentum, orthogonalised (Jordan et al. 2024).
 
-``torch.optim.Muon`` is the same rule, one matrix after another and in bfloat16, which a CPU
-emulates: for the lean model's 128 hidden matrices a step costs three times as much as this one.
+``torch.optim.Muon`` is the same rule, one matrix after another and in bfloat16, which many CPUs
+emulate: for the lean model's 128 hidden matrices a step costs three times as much as this one.
 """
 
 from itertools import groupby

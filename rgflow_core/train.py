@@ -116,7 +116,7 @@ class Settings:
     checkpointing: Annotated[bool, BeforeValidator(lambda on: on is not None and on)] = knob(
         False, "recompute activations: less memory, more time"
     )
-    precision: one_of(PRECISIONS) = knob("float32", "of the networks in training")
+    precision: one_of(PRECISIONS) = knob("float32", "of the networks, and of Muon, in training")
     compile: bool = knob(False, "torch.compile the coupling layers")
     device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
     workers: Whole = knob(8, "threads that make data; 0: no extra one")
@@ -519,10 +519,11 @@ def step(
     if outliers:
         log.info(f"Step {run.step}: {outliers * run.batch_size:.0f} outliers not learned from")
     factor = rate_factor(settings, run.step, run.steps)
-    for optimizer, rate in zip(run.optimizers, (settings.lr, settings.matrix_lr), strict=False):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * factor
-        optimizer.step()
+    with precision(settings.precision, ranks.device):  # Muon's products too
+        for optimizer, rate in zip(run.optimizers, (settings.lr, settings.matrix_lr), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+            optimizer.step()
     run.step += 1
     run.running.append(bpd)
     return loss, norm, asked > 0

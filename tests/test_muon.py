@@ -3,6 +3,7 @@
 import torch
 
 from rgflow_core.muon import MOMENTUM, Muon, orthogonalise
+from rgflow_core.running import precision
 
 
 def test_orthogonalise_makes_singular_values_near_one():
@@ -14,6 +15,15 @@ def test_orthogonalise_makes_singular_values_near_one():
     u, _, v = torch.linalg.svd(matrices.double())
     cosine = (out * (u @ v)).sum((1, 2)) / (out.norm(dim=(1, 2)) * (u @ v).norm(dim=(1, 2)))
     assert (cosine > 0.95).all()
+
+
+def test_its_products_may_be_in_bfloat16():
+    matrices = torch.randn(5, 24, 24)
+    whole = orthogonalise(matrices)
+    with precision("bf16", torch.device("cpu")):
+        rounded = orthogonalise(matrices)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - whole).norm() < 0.06 * whole.norm()
 
 
 def test_equals_torch_optim_muon_also_when_its_state_is_restored():
