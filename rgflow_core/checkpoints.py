@@ -7,6 +7,7 @@ checked: the SHA-256 in the header of our own files, the CRC-32 in those of ``to
 
 import hashlib
 import json
+import math
 import pickle
 import re
 import sys
@@ -28,7 +29,7 @@ from rgflow_core.files import refusing_damage, replacing
 from rgflow_core.flow import RGFlow, RGFlowConfig, config_of
 from rgflow_core.model import PictureModel
 from rgflow_core.networks import PublishedSubnet
-from rgflow_core.priors import NAMES, Prior
+from rgflow_core.priors import CONVENTIONS, NAMES, Prior
 
 
 class _Layout(NamedTuple):
@@ -244,11 +245,11 @@ def load_published(path: str | Path) -> RGFlow:
     Raises:
         UserError: if the file is missing, damaged, in neither layout, or inconsistent.
     """
-    return _from_published(read_pickle(path), Path(path)).flow
+    return _from_published(read_pickle(path), Path(path), None).flow
 
 
-def _from_published(content: dict, path: Path, prior: str = "laplace") -> PictureModel:
-    """The flow of a published checkpoint, with a prior of that name."""
+def _from_published(content: dict, path: Path, prior: str | None) -> PictureModel:
+    """The flow of a published checkpoint, with a prior of that name and the scale of the file."""
     state, name = _published_state(content, path)
     layout = _LAYOUTS[name]
     with refusing_damage(path):
@@ -263,8 +264,18 @@ def _from_published(content: dict, path: Path, prior: str = "laplace") -> Pictur
         }
         _type(chain(*pairs.values()), path)
         weights = {ours: torch.stack(pair) for ours, pair in pairs.items()}
+        convention = layout.convention
+        if prior and "prior.scale" in state:
+            scale = state["prior.scale"].item()
+            scales = {c: Prior(prior, c).scale for c in CONVENTIONS}
+            fitting = [c for c, s in scales.items() if math.isclose(s, scale, rel_tol=0.05)]
+            if not fitting:
+                raise UserError(
+                    f"{path}: has a prior of scale {scale:.4g}, which no {prior} prior has"
+                )
+            convention = fitting[0]
         metadata = {"source": str(path), "layout": name}
-        model = _build(config, weights, path, Prior(prior, layout.convention), metadata)
+        model = _build(config, weights, path, Prior(prior or "laplace", convention), metadata)
     known = re.compile(r".*\.(mask_left|mask_right|mask|comask|saved_mean|saved_var)$|prior\.")
     unknown = [key for key in state if not known.match(key)]
     if unknown:
@@ -372,7 +383,7 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
     """Read a model from our ``.safetensors``, a training checkpoint, or either published layout.
 
     ``prior`` is the name of the prior of a published checkpoint, which does not say it; its scale
-    convention is that of the file's layout.
+    is the file's, or where that has none (IGF23's) that of the layout.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -381,14 +392,14 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
             raise UserError(f"{path}: a safetensors file, but not one written by rgflow_core")
         with refusing_damage(path):
             content = {name: json.loads(header[name]) for name in ("config", "prior", "provenance")}
-            model = _from_ours(content | {"model": state}, path, content["provenance"])
+            model = _from_ours(content | {"model": state}, path, dict(content["provenance"]))
     elif "config" in (content := read_pickle(path)):
         with refusing_damage(path):
             metadata = {name: content[name] for name in ("epoch", "step", "settings")}
             metadata["train_fingerprint"] = content.get("train_fingerprint")
             model = _from_ours(content, path, metadata)
     else:
-        model = _from_published(content, path, prior or "laplace")
+        model = _from_published(content, path, prior)
         if prior is None:
             raise UserError(
                 f"{path}: does not say its prior; add --prior (prior=) with one of {NAMES}"

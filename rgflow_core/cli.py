@@ -14,8 +14,9 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Collection
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -88,7 +89,8 @@ def _add_flag(parser: Parser, name: str, field: FieldInfo) -> None:
     if field.is_required():
         parser.add_argument(name, metavar=name.upper(), help=text)
         return
-    for rule in field.metadata:
+    optional = (getattr(kind, "__metadata__", ()) for kind in get_args(field.annotation))
+    for rule in chain(field.metadata, *optional):
         if names := getattr(getattr(rule, "func", None), "names", ()):
             text += f" ({', '.join(names)})"
     if field.annotation is bool:
@@ -151,9 +153,7 @@ class ModelFile:
     file: Name = Field(
         description="our .safetensors, a training checkpoint, or either published layout"
     )
-    prior: one_of(NAMES) | None = knob(
-        None, f"prior, if the file does not say ({', '.join(NAMES)})"
-    )
+    prior: one_of(NAMES) | None = knob(None, "prior, if the file does not say")
     seed: Whole = knob(0, "of the random numbers")
     device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
 

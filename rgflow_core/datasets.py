@@ -93,12 +93,7 @@ def _msds(name: str) -> Source:
 
 
 def _decode(
-    paths: list[Path],
-    size: int,
-    each: Each,
-    crop: int | None = None,
-    resample: str = "bicubic",
-    background: tuple[int, int, int] = pictures.WHITE,
+    paths: list[Path], size: int, each: Each, crop: int | None = None, resample: str = "bicubic"
 ) -> Arrays:
     """Decode pictures, see :func:`rgflow_core.pictures.read`.
 
@@ -115,7 +110,7 @@ def _decode(
 
     def read(i: int) -> None:
         try:
-            images[i], *fact = pictures.read(paths[i], crop, resample, background, size)
+            images[i], *fact = pictures.read(paths[i], crop, resample, size)
             facts.append(fact)
         except Exception as error:  # bytes that are anything raise anything
             reason = str(error) or type(error).__name__
@@ -211,37 +206,31 @@ def _mnist(name: str, package: str = "") -> Source:
     return Source(make, lambda root: facts, name.lower(), channels=1, flip=False)
 
 
-def folder(background: tuple[int, int, int] = pictures.WHITE) -> Source:
-    """A folder of one's own pictures, see :mod:`rgflow_core.pictures`.
+def _folder(split: str, root: Path, size: int, each: Each) -> Arrays:
+    """A folder of one's own pictures, see :mod:`rgflow_core.pictures`."""
+    paths, left_out = pictures.splits(root)
+    if left_out:
+        print(left_out, file=sys.stderr)
+    if not paths[split]:
+        raise UserError(
+            f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files "
+            f"there, or some into each of {', '.join(SPLITS)}"
+        )
+    return _decode(paths[split], size, each)
 
-    The background, red, green and blue, is what shows where they are transparent.
-    """
 
-    def make(split: str, root: Path, size: int, each: Each) -> Arrays:
-        paths, left_out = pictures.splits(root)
-        if left_out:
-            print(left_out, file=sys.stderr)
-        if not paths[split]:
-            raise UserError(
-                f"{root}: no pictures for split {split!r}; put at least 10 PNG or JPEG files "
-                f"there, or some into each of {', '.join(SPLITS)}"
-            )
-        return _decode(paths[split], size, each, background=background)
-
-    def parameters(root: Path) -> dict:
-        if not root.is_dir():
-            raise UserError(
-                f"{root}: no such folder; give that of your pictures with --data-root (data_root=)"
-            )
-        digest = hashlib.sha256()
-        for split, paths in pictures.splits(root)[0].items():
-            for path in paths:
-                status = path.stat() if path.exists() else path.lstat()
-                facts = f"{split} {path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"
-                digest.update(os.fsencode(facts))
-        return {"files": digest.hexdigest(), "background": background}
-
-    return Source(make, parameters, cache="")
+def _files_below(root: Path) -> dict:
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: no such folder; give that of your pictures with --data-root (data_root=)"
+        )
+    digest = hashlib.sha256()
+    for split, paths in pictures.splits(root)[0].items():
+        for path in paths:
+            status = path.stat() if path.exists() else path.lstat()
+            facts = f"{split} {path.relative_to(root)} {status.st_size} {status.st_mtime_ns}\n"
+            digest.update(os.fsencode(facts))
+    return {"files": digest.hexdigest()}
 
 
 SOURCES: dict[str, Source] = {
@@ -252,7 +241,7 @@ SOURCES: dict[str, Source] = {
     "cifar10": Source(_cifar10, lambda root: {"holdout": HOLDOUT}, "cifar10"),
     "mnist": _mnist("MNIST"),
     "fashion_mnist": _mnist("FashionMNIST", "fashion-mnist"),
-    "folder": folder(),
+    "folder": Source(_folder, _files_below, cache=""),
 }
 
 
@@ -302,8 +291,6 @@ def _cached_or_made(name: str, split: str, root: Path, size: int, each: Each) ->
     """The arrays of a split; of several processes one makes them, the others wait."""
     source = SOURCES[name]
     folder, parameters = _cache_folder(name, root, size), source.parameters(root)
-    if not source.cache:
-        parameters["size"] = size
     if arrays := _cached(folder, split, parameters):
         return arrays
     failure = None

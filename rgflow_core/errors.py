@@ -1,7 +1,7 @@
 """The one error for what a user can put right, and errors in one line."""
 
-import operator
 from collections.abc import Callable
+from numbers import Integral
 
 from pydantic import ValidationError
 
@@ -26,15 +26,6 @@ def printable(text: object) -> str:
     return "".join(map(shown, str(text)))
 
 
-def is_whole(value: object) -> bool:
-    """Whether this is a whole number of any library's, and no truth value."""
-    try:
-        operator.index(value)
-    except TypeError:
-        return False
-    return not isinstance(value, bool)
-
-
 def check_counts(least: int = 1, /, **numbers: object) -> list[int]:
     """The numbers as Python's: numpy's fit neither torch nor JSON.
 
@@ -42,7 +33,7 @@ def check_counts(least: int = 1, /, **numbers: object) -> list[int]:
         UserError: for the first that is not a whole number >= ``least``, by its name.
     """
     for name, value in numbers.items():
-        if not is_whole(value) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise UserError(f"{name} must be a whole number >= {least}, not {value!r}")
     return [int(value) for value in numbers.values()]
 

@@ -54,9 +54,7 @@ def mean_and_error(values: Tensor) -> dict:
 class Settings(cli.ModelFile):
     """Knobs of the command."""
 
-    dataset: cli.one_of(datasets.SOURCES) | None = cli.knob(
-        None, f"data set, if not the file's own ({', '.join(datasets.SOURCES)})"
-    )
+    dataset: cli.one_of(datasets.SOURCES) | None = cli.knob(None, "data set, if not the file's own")
     data_root: cli.Name | None = cli.knob(None, "data folder, if not the file's own")
     split: cli.one_of(datasets.SPLITS) = cli.knob("test", "data split")
     limit: cli.Count | None = cli.knob(None, "only the first so many pictures")
@@ -81,7 +79,9 @@ def chosen_data(
         where = data_root or "data"  # nothing is drawn where a file from elsewhere says
     else:
         where = data_root or root
-    if own and (name != own or (name == "folder" and Path(where) != Path(root))):
+    if own and (
+        name != own or (name == "folder" and Path(where).resolve() != Path(root).resolve())
+    ):
         line = f"was trained on {own} ({root}), evaluated on {name} ({where})"
         print(f"note: {file} {line}", file=sys.stderr)
     return name, where
@@ -90,8 +90,11 @@ def chosen_data(
 def say_if_changed(file: str, model: PictureModel, root: str) -> None:
     """Say if a folder's training pictures are others now: they could have become test pictures."""
     settings, trained = model.metadata.get("settings"), model.metadata.get("train_fingerprint")
-    own = isinstance(settings, dict) and (settings.get("dataset"), settings.get("data_root"))
-    if not trained or own != ("folder", root) or not pictures.splits(Path(root))[0]["train"]:
+    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
+    same = Path(said.get("data_root", "")).resolve() == Path(root).resolve()
+    if not (trained and said.get("dataset") == "folder" and same):
+        return
+    if not pictures.splits(Path(root))[0]["train"]:
         return
     limit, size = settings.get("train_images"), model.flow.config.image_size
     if datasets.load_split("folder", "train", root, limit, size=size).fingerprint != trained:

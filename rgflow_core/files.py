@@ -122,6 +122,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
             os.fsync(file)
         temporary.replace(path)
     except OSError as error:  # a full disk does not say where
+        if error.filename not in (None, temporary, str(temporary)):
+            raise
         reason = error.strerror or str(error)
         raise OSError(error.errno, f"cannot be written: {reason}", str(path)) from None
     finally:
@@ -178,7 +180,7 @@ def refusing_damage(path: str | Path, what: str = "a readable checkpoint") -> It
         reason = explain(error) if foreign else str(error).partition("\n")[0]
         lacks = "it lacks " if isinstance(error, KeyError) else ""
         reason = lacks + (reason or type(error).__name__)
-        raise UserError(f"{path}: damaged or not {what}: {reason}") from None
+        raise UserError(f"{path}: damaged or not {what}: {reason}") from error
 
 
 def _digest(content: dict) -> str:

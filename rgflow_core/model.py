@@ -1,7 +1,6 @@
 """Flow and prior together: a density over pictures, and a sampler of pictures."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,6 @@ from rgflow_core.pixels import bits_per_dim, check_images, dequantise, from_logi
 from rgflow_core.priors import Prior
 
 NOISE_STREAM, SAMPLE_STREAM = 1, 2
-
-
-class Terms(NamedTuple):
-    """The parts of log p(x), each (B,) float64; their sum is the log-density."""
-
-    prior: Tensor
-    flow: Tensor
-    logit: Tensor
-    noise: Tensor
 
 
 class PictureModel(nn.Module):
@@ -65,7 +55,7 @@ class PictureModel(nn.Module):
         return noise.reshape(-1, *self.flow.config.shape)
 
     def fold(self) -> "PictureModel":
-        """A copy for inference, see :meth:`RGFlow.fold`."""
+        """For inference, see :meth:`RGFlow.fold`; the dequantiser is shared."""
         return PictureModel(self.flow.fold(), self.prior, self.metadata, self.dequantiser)
 
     def transform(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,14 +70,14 @@ class PictureModel(nn.Module):
             noise, log_slope = self.dequantiser(images, noise)
         return *to_logit(dequantise(images, noise)), log_slope
 
-    def forward(self, images: Tensor, noise: Tensor) -> Terms:
-        """Parts of the log-density of pictures; arguments of :meth:`transform`."""
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Log-density (B,), float64, of pictures; arguments of :meth:`transform`, unchecked."""
         y, logit_log_det, log_slope = self.transform(images, noise)
         z, log_det = self.flow(y)
         base = self.prior.distribution(self.flow.config, like=z).base_dist
         log_prior = base.log_prob(z).flatten(1).sum(1, dtype=torch.float64)
         noise_log_det = log_slope.flatten(1).sum(1, dtype=torch.float64)
-        return Terms(log_prior, log_det.double(), logit_log_det, noise_log_det)
+        return log_prior + log_det.double() + logit_log_det + noise_log_det
 
     def log_prob(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Log-density of dequantised pictures x = (x8 + u) / 256 in [0, 1)^D.
@@ -115,7 +105,7 @@ class PictureModel(nn.Module):
         if not ((noise >= 0) & (noise < 1)).all():
             raise UserError("noise must lie in [0, 1)")
         noise = noise.to(self._like)
-        return sum(self(images.to(noise.device), noise))
+        return self(images.to(noise.device), noise)
 
     def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Bits per dimension of each picture, (B,) float64; arguments of :meth:`log_prob`."""
@@ -171,6 +161,6 @@ class PictureModel(nn.Module):
             y, _ = flow.inverse(z)
             if not y.isfinite().all():
                 raise UserError(
-                    f"temperature {temperature} gives pictures that are not finite; try 1 or less"
+                    f"temperature {temperature} gives pictures that are not finite; try a lower one"
                 )
             yield flow, z, y

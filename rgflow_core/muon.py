@@ -39,7 +39,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for _, same in groupby(group["params"], key=lambda p: p.shape):
                 same = list(same)
-                momenta = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in same]
+                for p in same:
+                    if "momentum" not in self.state[p]:
+                        self.state[p]["momentum"] = torch.zeros_like(p)
+                momenta = [self.state[p]["momentum"] for p in same]
                 gradients = [p.grad for p in same]
                 torch._foreach_mul_(momenta, MOMENTUM)
                 torch._foreach_add_(momenta, gradients)

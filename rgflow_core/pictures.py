@@ -26,7 +26,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "J
 _ENDINGS = r"a?png|jpe?g?|jfif|mpo|bmp|dib|webp|gif|tiff?|p[pgbn]m|avif|jp[2cfx]|j2[kc]"
 JUNK = {"__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 OWN = ("Software", "rgflow_core")
-WHITE = (255, 255, 255)
 SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ["val", "valid", "validation"], "val"
 )
@@ -147,18 +146,12 @@ def _raw(image: Image.Image) -> str:
     return str(image.tile[0].args) if image.tile else ""
 
 
-def on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """A picture of any mode as RGB; where it is transparent, the background shows."""
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
-
-
 def read(
-    path: Path, crop: int | None, resample: str, background: tuple[int, int, int], size: int
+    path: Path, crop: int | None, resample: str, size: int
 ) -> tuple[np.ndarray, int, int | None]:
     """One picture the right way up, centre crop (``None``: the largest square), resized.
+
+    It is white where it is transparent.
 
     Returns:
         uint8 (size, size, 3); the square's edge before; of 16 bits per value, the largest in parts
@@ -182,7 +175,10 @@ def read(
         if image.mode[0] == "I":  # Pillow would clip, not scale
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         largest = max(high for _, high in image.convert("RGB").getextrema()) if deep else None
-        image = on_background(image, background)
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        image = image.convert("RGB")
     edge = crop or min(image.size)
     image = functional.center_crop(image, edge)
     image = functional.resize(image, size, functional.InterpolationMode(resample))

@@ -17,6 +17,7 @@ from torch import Tensor, distributed
 from tqdm.auto import tqdm
 
 from rgflow_core import cli
+from rgflow_core.errors import UserError
 from rgflow_core.files import make_folder
 from rgflow_core.flow import CouplingLayer, RGFlow
 
@@ -104,6 +105,8 @@ def compile_couplings(flow: RGFlow) -> bool:
     nothing changes.
     """
     layers = [module for module in flow.modules() if isinstance(module, CouplingLayer)]
+    if not layers:
+        raise UserError("--compile: this flow has none of our coupling layers; leave it out")
     plain = type(layers[0]).forward  # all are of one kind
     compiled, working = torch.compile(plain, dynamic=True), True
 
@@ -156,9 +159,6 @@ def logging_to(folder: Path) -> Iterator[None]:
             log.handlers = []
 
 
-_HANGUP = getattr(signal, "SIGHUP", None)  # Windows has none
-
-
 def stopped_by(number: int) -> BaseException:
     """What ends a program that a signal stopped."""
     return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)
@@ -172,7 +172,7 @@ def deferred_signals() -> Iterator[list[int]]:
 
     def remember(number: int, frame: object) -> None:
         received.append(number)
-        if number == _HANGUP:  # writing to a closed terminal would be an error
+        if number == signal.SIGHUP:  # writing to a closed terminal would be an error
             for stream in (1, 2):
                 if not stat.S_ISREG(os.fstat(stream).st_mode):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
@@ -181,8 +181,8 @@ def deferred_signals() -> Iterator[list[int]]:
 
     if threading.current_thread() is threading.main_thread():
         before = {s: signal.signal(s, remember) for s in (signal.SIGINT, signal.SIGTERM)}
-        if _HANGUP and signal.getsignal(_HANGUP) != signal.SIG_IGN:  # as under nohup
-            before[_HANGUP] = signal.signal(_HANGUP, remember)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+            before[signal.SIGHUP] = signal.signal(signal.SIGHUP, remember)
     try:
         yield received
     finally:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -112,10 +112,7 @@ class Settings:
     images_per_epoch: Count | None = knob(None, "pictures between two validations")
     train_images: Count | None = knob(None, "train on the first so many only")
     val_images: Count | None = knob(None, "validate on the first so many only")
-    # Older records say null, where free memory decided.
-    checkpointing: Annotated[bool, BeforeValidator(lambda on: on is not None and on)] = knob(
-        False, "recompute activations: less memory, more time"
-    )
+    checkpointing: bool = knob(False, "recompute activations: less memory, more time")
     precision: one_of(PRECISIONS) = knob("float32", "of the networks, and of Muon, in training")
     compile: bool = knob(False, "torch.compile the coupling layers")
     device: Name = knob("auto", "auto, cpu, cuda, cuda:1, ...")
@@ -376,9 +373,10 @@ class Run:
         if not self.ranks.rank:
             try:
                 grid = self.model.sample(self.settings.img_samples, seed=self.settings.seed)
-                sample.write_grid(grid, self.folder / "samples" / f"epoch{epoch:03d}.png")
             except UserError as error:  # pictures that are not finite are no reason to stop
                 log.info(f"No samples of epoch {epoch}: {error}")
+            else:
+                sample.write_grid(grid, self.folder / "samples" / f"epoch{epoch:03d}.png")
             self.save(f"rgflow_ep{epoch:03d}.pth")
             (self.folder / "ckpt" / "rgflow_last.pth").unlink(missing_ok=True)
             self.prune()
@@ -501,7 +499,7 @@ def step(
     settings, ranks = run.settings, run.ranks
     outlier_bpd = math.inf if settings.outlier_bpd is None else settings.outlier_bpd
     with precision(settings.precision, ranks.device):
-        log_prob = sum(model(*inputs(run, images))) / run.config.dim
+        log_prob = model(*inputs(run, images)) / run.config.dim
         bpd = bits_per_dim(log_prob.detach())
         outlier = bpd > outlier_bpd
         loss = -torch.where(outlier, log_prob.detach(), log_prob).mean()
@@ -565,9 +563,7 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
 class Command(Settings):
     """Knobs of a run, and which run."""
 
-    recipe: one_of(RECIPES) | None = knob(
-        None, f"knobs that were tuned for a CPU, unless given ({', '.join(RECIPES)})"
-    )
+    recipe: one_of(RECIPES) | None = knob(None, "knobs that were tuned for a CPU, unless given")
     out: Name = knob("runs", "folder in which the run's folder is made")
     test_mode: bool = knob(False, "128 training, 64 validation images")
     resume: Name | None = knob(None, "go on with the run of this folder, or of this file in it")

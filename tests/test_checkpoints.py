@@ -35,7 +35,7 @@ def saved(kind, flow, folder, change=dict, wrapped=True):
     content = {"config": flow.config.to_dict(), "prior": vars(PRIOR[kind])} | FACTS.get(kind, {})
     content["model"] = change(flow.state_dict())
     if kind in WRAP:
-        save_published(flow, path, kind)
+        save_published(flow, path, kind, PRIOR[kind])
         content = torch.load(path, weights_only=True)
         content[WRAP[kind]] = change(content[WRAP[kind]])
     torch.save(content if wrapped else content[WRAP[kind]], path)
@@ -78,6 +78,15 @@ def test_published_files_are_understood_and_come_back_tensor_for_tensor(name, tm
     )
     assert same(again, {k: v for k, v in state.items() if not k.endswith(("_mean", "_var"))})
     assert {p.dtype for p in flow.parameters()} == {torch.float64}
+
+
+def test_the_scale_of_the_prior_is_that_of_the_authors_file(tmp_path):
+    prior = Prior("laplace", "unit_scale")
+    save_published(small_flow(), tmp_path / "x", "authors", prior)
+    assert load(tmp_path / "x", "laplace").prior == prior
+    file = GOLDEN / "authors_L16_laplace.state"
+    assert load(file, "laplace").prior == Prior("laplace")
+    assert "scale 0.7071" in said_by(load, file, "gaussian")
 
 
 MEANINGLESS = [

@@ -267,8 +267,9 @@ def test_a_run_is_resumed_from_elsewhere_with_its_own_data(command, tmp_path, mo
     assert (code, "image_size 16 -> 32" in line) == (2, True)
     assert not (tmp_path / "data").exists()
     Image.new("RGB", (32, 32)).save(pictures / "train" / "0.png")
+    root = os.path.relpath(pictures)  # also where it is spelt otherwise
     for file in (final, final.parent / "ckpt" / "rgflow_ep002.pth"):
-        code, _, lines = command(evaluate, file)
+        code, _, lines = command(evaluate, file, "--data-root", root)
         assert (code, "other training pictures now" in lines[-1]) == (0, True)
     Image.new("RGB", (32, 32), (0, 50, 9)).save(pictures / "train" / "0.png")
     assert not any("note" in line for line in command(evaluate, file)[2])

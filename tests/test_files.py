@@ -41,6 +41,8 @@ def test_a_file_is_written_whole(tmp_path, monkeypatch):
 
     with pytest.raises(OSError, match=r"cannot be written: No space.*x\.json"):
         write()
+    with pytest.raises(FileNotFoundError, match="'none'"), files.replacing(path) as temporary:
+        shutil.copyfile("none", temporary)  # another file's error stays its own
     assert contents(tmp_path) == before
 
 

@@ -382,10 +382,6 @@ def test_every_knob_refuses_what_it_cannot_be_and_says_its_name(knob):
             replace(RUN, **{knob: bad})
 
 
-def test_records_from_when_memory_decided_can_be_read():
-    assert train.Settings(checkpointing=None) == train.Settings()
-
-
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
     three = SimpleNamespace(world=3, agreed=lambda folder: folder)
     monkeypatch.setattr(train, "Ranks", lambda _: three)
@@ -427,16 +423,16 @@ def test_reduced_precision_rounds_the_networks_alone(subnet, device, name):
         rounded = model(*data)
         z, log_det = model.flow(y)
         back, inverse_log_det = model.flow.inverse(z)
-    assert rounded.flow.dtype == rounded.prior.dtype == torch.float64
+    assert rounded.dtype == torch.float64
     assert z.dtype == log_det.dtype == torch.float32
     # It does round, a little.
-    difference = abs(sum(rounded) - sum(whole)) / model.flow.config.dim
+    difference = abs(rounded - whole) / model.flow.config.dim
     assert 0 < difference.max() < 0.05
     # And it stays one density: the inverse undoes the rounded map and its log-determinant.
     torch.testing.assert_close(back, y, rtol=0.02, atol=0.02)
     torch.testing.assert_close(inverse_log_det, -log_det, rtol=0.01, atol=0.5)
     # Afterwards all is as before.
-    assert all(torch.equal(a, b) for a, b in zip(whole, model(*data), strict=True))
+    assert torch.equal(whole, model(*data))
 
 
 @pytest.mark.parametrize("place", ["at once", "backward", "later"])
