@@ -14,9 +14,14 @@ MOMENTUM = 0.95
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearly U V^T of each of the matrices (..., n, n) = U S V^T, by a quintic Newton-Schulz."""
+    """Nearly U V^T of each of the matrices (..., n, n) = U S V^T, by a quintic Newton-Schulz.
+
+    Under autocast all of it is computed in autocast's type, as torch's own is.
+    """
     a, b, c = COEFFICIENTS
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x, kind = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7), matrices.device.type
+    if torch.is_autocast_enabled(kind):
+        x = x.to(torch.get_autocast_dtype(kind))
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -47,5 +52,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(momenta, MOMENTUM)
                 torch._foreach_add_(momenta, gradients)
                 nesterov = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
-                updates = orthogonalise(torch.stack(nesterov)).unbind()
+                few = max(1, 2**20 // same[0].numel())  # at a time: the cache should hold them
+                parts = torch.stack(nesterov).split(few)
+                updates = [update for part in parts for update in orthogonalise(part)]
                 torch._foreach_add_(same, updates, alpha=-group["lr"])

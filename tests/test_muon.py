@@ -22,7 +22,6 @@ def test_its_products_may_be_in_bfloat16():
     whole = orthogonalise(matrices)
     with precision("bf16", torch.device("cpu")):
         rounded = orthogonalise(matrices)
-    assert rounded.dtype == torch.float32
     assert 0 < (rounded - whole).norm() < 0.06 * whole.norm()
 
 
