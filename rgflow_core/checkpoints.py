@@ -298,6 +298,8 @@ def save_published(flow: RGFlow, path: str | Path, layout: str, prior: Prior | N
     """
     if layout not in _LAYOUTS:
         raise UserError(f"layout must be one of {tuple(_LAYOUTS)}, not {layout!r}")
+    if layout == "igf23" and prior and prior.scale != 1:
+        raise UserError("layout igf23 does not hold the prior's scale, which is 1 there")
     names, config = _LAYOUTS[layout], flow.config
     needed = {"subnet": "published", "order": "code", "first_parity": names.parity}
     if wrong := {k: v for k, v in needed.items() if getattr(config, k) != v}:

@@ -341,7 +341,7 @@ class RGFlow(nn.Module):
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1:] != self.config.shape or not len(x):
-            raise UserError(f"expected shape (B >= 1, {self.config.shape}), got {tuple(x.shape)}")
+            raise UserError(f"expected shape (B >= 1, *{self.config.shape}), got {tuple(x.shape)}")
         dtype = next(self.parameters()).dtype
         if x.dtype != dtype:
             raise UserError(f"expected {dtype} like the weights, got {x.dtype}")
@@ -391,14 +391,18 @@ class RGFlow(nn.Module):
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Latents of each level, finest first: (B, C, 3, l/2, l/2), at the top (B, C, m, m)."""
+        if z.shape[1:] != self.config.shape:
+            raise UserError(f"latents must be (B, *{self.config.shape}), not {tuple(z.shape)}")
         latents = []
         for _ in range(self.config.levels - 1):
             z, left = decimate(z)
             latents.append(left)
-        return [*latents, z]
+        return [*latents, z.clone()]  # none of them is a view of z
 
     def join(self, latents: Sequence[Tensor]) -> Tensor:
         """Inverse of :meth:`split`: back to the lattice, (B, C, L, L)."""
+        if len(latents) != self.config.levels:
+            raise UserError(f"latents of {self.config.levels} levels, not {len(latents)}")
         z = latents[-1]
         for left in reversed(latents[:-1]):
             z = undecimate(z, left)
@@ -412,6 +416,7 @@ class RGFlow(nn.Module):
         """
         if self.config.subnet not in OURS:
             raise UserError(f"only {OURS} subnets start from data, not {self.config.subnet}")
+        self._check(y)
         self.levels[0].standardise(y)
 
     def use_checkpointing(self) -> None:
@@ -422,7 +427,7 @@ class RGFlow(nn.Module):
 
     def fold(self) -> "RGFlow":
         """A copy for inference, with weight normalisation folded into plain weights."""
-        folded = copy.deepcopy(self).requires_grad_(False)
+        folded = copy.deepcopy(self).requires_grad_(False).eval()
         for module in folded.modules():
             if isinstance(module, PublishedSubnet):
                 module.fold_()

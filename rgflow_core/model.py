@@ -64,14 +64,27 @@ class PictureModel(nn.Module):
         Returns:
             y (B, C, L, L); the log-determinant (B,) of its logit, float64; and the
             log-derivatives (B, C, L, L) of the noise, zero where that is uniform.
+
+        Raises:
+            UserError: if images or noise have the wrong shape or type.
         """
+        check_images(images, self.flow.config.shape)
+        if noise.shape != images.shape:
+            raise UserError(f"noise must have the images' shape, not {tuple(noise.shape)}")
+        if not ((noise >= 0) & (noise < 1)).all():
+            raise UserError("noise must lie in [0, 1)")
+        # Rounded, it may be 1.
+        images, noise = (
+            images.to(self._like.device),
+            noise.to(self._like).clamp(max=1 - 2 * HALF_STEP),
+        )
         log_slope = torch.zeros_like(noise)
         if self.dequantiser is not None:
             noise, log_slope = self.dequantiser(images, noise)
         return *to_logit(dequantise(images, noise)), log_slope
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Log-density (B,), float64, of pictures; arguments of :meth:`transform`, unchecked."""
+        """Log-density (B,), float64, of pictures; arguments of :meth:`transform`."""
         y, logit_log_det, log_slope = self.transform(images, noise)
         z, log_det = self.flow(y)
         base = self.prior.distribution(self.flow.config, like=z).base_dist
@@ -88,7 +101,8 @@ class PictureModel(nn.Module):
 
         Args:
             images: uint8 (B, C, L, L).
-            noise: u in [0, 1), same shape; by default that of image indices 0 ... B-1.
+            noise: u in [0, 1), same shape; by default that of image indices 0 ... B-1, the same
+                in every call: give ``seed=step`` in a training of your own.
             seed: of the default noise.
 
         Returns:
@@ -97,15 +111,9 @@ class PictureModel(nn.Module):
         Raises:
             UserError: if images or noise have the wrong shape or type.
         """
-        check_images(images, self.flow.config.shape)
         if noise is None:
             noise = self.noise(torch.arange(len(images)), seed)
-        if noise.shape != images.shape:
-            raise UserError(f"noise must have the images' shape, not {tuple(noise.shape)}")
-        if not ((noise >= 0) & (noise < 1)).all():
-            raise UserError("noise must lie in [0, 1)")
-        noise = noise.to(self._like)
-        return self(images.to(noise.device), noise)
+        return self(images, noise)
 
     def bits_per_dim(self, images: Tensor, noise: Tensor | None = None, seed: int = 0) -> Tensor:
         """Bits per dimension of each picture, (B,) float64; arguments of :meth:`log_prob`."""

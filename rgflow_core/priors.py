@@ -42,7 +42,11 @@ class Prior:
     @property
     def scale(self) -> float:
         """Scale parameter at temperature 1."""
-        return 1 / math.sqrt(2) if self == Prior("laplace", "unit_variance") else 1.0
+        return (
+            1 / math.sqrt(2)
+            if self.name == "laplace" and self.convention == "unit_variance"
+            else 1.0
+        )
 
     def distribution(
         self,
