@@ -9,7 +9,7 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "30000"
 
 from rgflow_core import msds
-from rgflow_core.checkpoints import load, load_published, save_published
+from rgflow_core.checkpoints import load, load_published, save, save_published
 from rgflow_core.flow import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
@@ -27,5 +27,6 @@ __all__ = [
     "load",
     "load_published",
     "msds",
+    "save",
     "save_published",
 ]

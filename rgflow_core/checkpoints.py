@@ -93,7 +93,7 @@ def _type(tensors: Iterable[Tensor], path: Path) -> torch.dtype:
 
 def check_finite(state: dict[str, Tensor], path: Path) -> None:
     """Raise :class:`UserError` if a tensor holds NaN or infinity."""
-    if bad := [name for name, value in state.items() if not value.isfinite().all()]:
+    if bad := [name for name, value in state.items() if not value.double().isfinite().all()]:
         raise UserError(f"{path}: {len(bad)} tensors hold NaN or infinity, first {bad[0]!r}")
 
 
@@ -112,34 +112,42 @@ def fill(model: PictureModel, state: dict[str, Tensor]) -> None:
     )
 
 
-def _build(
-    config: RGFlowConfig, state: dict[str, Tensor], path: Path, prior: Prior, metadata: dict
-) -> PictureModel:
-    """The model of a config with the weights of a state dict, which must fit each other."""
+def _empty(config: RGFlowConfig, state: dict, prior: Prior, metadata: dict) -> PictureModel:
     learned = any(name.startswith(_LEARNED) for name in state)
+    dequantiser = Dequantiser(config.channels) if learned else None
+    return PictureModel(config.build(), prior, metadata, dequantiser)
 
-    def empty() -> PictureModel:
-        dequantiser = Dequantiser(config.channels) if learned else None
-        return PictureModel(config.build(), prior, metadata, dequantiser)
 
-    # First without memory: a config may lie about its size.
+def _check_fit(config: RGFlowConfig, state: dict[str, Tensor], path: Path) -> PictureModel:
+    """A model of that config without memory; :class:`UserError` unless the weights fit it."""
+    # A config may lie about its size.
     levels = zip(config.couplings, config.res_blocks, config.mlp_depth, strict=True)
     if sum(sum(pair) * blocks * depth for pair, blocks, depth in levels) > len(state):
         raise UserError(f"{path}: its config is of more networks than it has tensors")
     with torch.device("meta"):
-        wanted = {name: value.shape for name, value in tensors(empty()).items()}
+        model = _empty(config, state, Prior(), {})
+    wanted = {name: value.shape for name, value in tensors(model).items()}
     given = {name: value.shape for name, value in state.items()}
     if wrong := {name for name, _ in wanted.items() ^ given.items()}:
         raise UserError(
             f"{path}: {len(wrong)} tensors do not fit its config, one is {min(wrong)!r}"
         )
+    _type(state.values(), path)
+    check_finite(state, path)
+    return model
+
+
+def _build(
+    config: RGFlowConfig, state: dict[str, Tensor], path: Path, prior: Prior, metadata: dict
+) -> PictureModel:
+    """The model of a config with the weights of a state dict, which must fit each other."""
+    _check_fit(config, state, path)
     dtype = _type(state.values(), path)
     if dtype.itemsize < 4:
         print(f"{path}: its weights are {dtype}, computed with in float32", file=sys.stderr)
         dtype = torch.float32
         state = {name: value.float() for name, value in state.items()}
-    check_finite(state, path)
-    model = empty().to(dtype)
+    model = _empty(config, state, prior, metadata).to(dtype)
     fill(model, state)
     return model.eval()
 
@@ -336,7 +344,7 @@ def _sha256(header: dict[str, str], tensors: dict[str, Tensor]) -> str:
 
 def write_tensors(path: str | Path, header: dict[str, str], tensors: dict[str, Tensor]) -> None:
     """Write a ``.safetensors`` file, whole, with a SHA-256 of everything in its header."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     header = header | {"sha256": _sha256(header, tensors)}
     with replacing(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(tensors, header))
@@ -362,14 +370,25 @@ def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     return header, state
 
 
-def save(model: PictureModel, path: str | Path, provenance: dict) -> None:
-    """Write weights as ``.safetensors``; config, prior and provenance go to its header."""
-    _refuse_folded(model.flow)
+def save(model: PictureModel, path: str | Path, provenance: dict | None = None) -> None:
+    """Write weights as ``.safetensors``; config, prior and provenance go to its header.
+
+    Raises:
+        UserError: for a model that :func:`load` would not give back.
+    """
+    path, flow = Path(path), getattr(model.flow, "_orig_mod", model.flow)
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path}: must end in .safetensors")
+    _refuse_folded(flow)
+    like = _check_fit(flow.config, _bare(tensors(model), path), path)
+    if (kinds := (type(flow), type(model.prior))) != (type(like.flow), Prior):
+        names = " and ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"{path}: would be loaded without {names}; its config must build them")
     header = {
         "format": "rgflow_core",
-        "config": json.dumps(model.flow.config.to_dict()),
+        "config": json.dumps(flow.config.to_dict()),
         "prior": json.dumps(vars(model.prior)),
-        "provenance": json.dumps(provenance),
+        "provenance": json.dumps(provenance or {}),
     }
     write_tensors(path, header, tensors(model))
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from support import GOLDEN, LAYOUTS, NETWORKS, PRIORS, files_below, said_by, same, small_flow
 
-from rgflow_core import PictureModel, Prior, RGFlowConfig, checkpoints, load
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, checkpoints, load
 from rgflow_core.checkpoints import load_published, save_published
+from rgflow_core.dequantiser import Dequantiser
 
 WRAP = {"authors": "flow", "igf23": "model"}
 PRIOR = {kind: Prior("gaussian", "unit_scale") for kind in ("ours", "training", "igf23")}
@@ -87,6 +88,31 @@ def test_the_scale_of_the_prior_is_that_of_the_authors_file(tmp_path):
     file = GOLDEN / "authors_L16_laplace.state"
     assert load(file, "laplace").prior == Prior("laplace")
     assert "scale 0.7071" in said_by(load, file, "gaussian")
+
+
+def _broken(flow):
+    with torch.no_grad():
+        next(flow.parameters())[0] = torch.nan
+    return flow
+
+
+UNLOADABLE = {
+    "another network's tensors": lambda flow: PictureModel(
+        flow, Prior(), dequantiser=Dequantiser(3, hidden=5)
+    ),
+    "a flow of one's own": lambda flow: PictureModel(
+        type("Own", (RGFlow,), {})(flow.config), Prior()
+    ),
+    "a prior of one's own": lambda flow: PictureModel(flow, type("Own", (Prior,), {})()),
+    "NaN": lambda flow: PictureModel(_broken(flow), Prior()),
+}
+
+
+@pytest.mark.parametrize("kind", UNLOADABLE)
+def test_what_would_not_be_loaded_is_not_saved(kind, tmp_path):
+    model = UNLOADABLE[kind](small_flow(torch.float32, channels=3))
+    said_by(checkpoints.save, model, tmp_path / "x.safetensors")
+    assert files_below(tmp_path) == []
 
 
 MEANINGLESS = [

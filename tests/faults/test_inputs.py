@@ -145,7 +145,7 @@ FUNCTIONS = {
     "limit >= 1 0": lambda: datasets.load_split("msds1", "test", limit=0),
     "workers >= 0 -1": lambda: datasets.load_split("msds1", "test", workers=-1),
     "celeba 32 64 folder": lambda: datasets.load_split("celeba", "val", size=64),
-    "precious: folder": lambda: checkpoints.save(model(), "precious/x", {}),
+    "precious: folder": lambda: checkpoints.save(model(), "precious/x.safetensors"),
     "list.json object list": lambda: files.read_json("list.json"),
     "JSON": lambda: files.write_json("x.json", {"a": math.nan}),
 }
