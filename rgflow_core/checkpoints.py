@@ -407,6 +407,8 @@ def load(path: str | Path, prior: str | None = None) -> PictureModel:
     is the file's, or where that has none (IGF23's) that of the layout.
     """
     path = Path(path)
+    if prior not in (None, *NAMES):
+        raise UserError(f"prior must be one of {NAMES}, not {prior!r}")
     if path.suffix == ".safetensors":
         header, state = read_tensors(path)
         if header.get("format") != "rgflow_core":

@@ -471,6 +471,8 @@ def begin(run: Run, images: Tensor) -> None:
         f"{settings.prior} prior, {len(images)} training images, batches of {run.batch_size} on "
         f"{ranks.world} x {ranks.device}, from step {run.step} of {run.steps}"
     )
+    if settings.warmup >= run.steps:
+        log.info(f"All {run.steps} steps are warm-up: --lr is never reached (--warmup, --epochs)")
     if settings.compile:
         with precision(settings.precision, ranks.device):
             compile_couplings(model.flow)
