@@ -9,12 +9,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from support import close, jacobians, randomise, said_by
+from support import ROOT, close, jacobians, randomise, said_by
 
 from rgflow_core.files import read_json
-from study import fields, lattice, records, results
+from study import fields, lattice, records
 
-ROOT = results.root()
 RECORDS = records.read(ROOT, [f"lattice/{n}" for n in records.plan(ROOT, path=lattice.PLAN)])
 
 

@@ -5,16 +5,15 @@ from itertools import product
 
 import pytest
 import torch
-from support import RUN, close, same
+from support import ROOT, RUN, close, same
 
 from rgflow_core import PictureModel, Prior, RGFlow, checkpoints, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json
 from rgflow_core.flow import CONFIGS, config_of
 from rgflow_core.muon import Muon
-from study import answers, fields, peers, records, results, separation
+from study import answers, fields, peers, records, separation
 
-ROOT = results.root()
 PLAN = records.plan(ROOT, path=records.PEERS)
 RECORDS = records.read(ROOT, PLAN)
 SMALL = {"image_size": 8, "channels": 3, "coupling_layers": 2, "hidden": 7, "res_blocks": 1}

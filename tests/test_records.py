@@ -6,14 +6,12 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from support import TINY
+from support import ROOT, TINY
 
 from rgflow_core import evaluate, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, write_json
 from study import records, results
-
-ROOT = results.root()
 
 
 def test_the_plan_is_of_settings():

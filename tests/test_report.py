@@ -2,15 +2,14 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from nbconvert.filters import markdown2html
+from support import ROOT
 
 from rgflow_core.errors import UserError
 from study import records, report, results
 
-ROOT = Path(__file__).parents[1]
 MISSING = "(not measured here)"
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from support import files_below
+from support import ROOT, files_below
 
 from rgflow_core.errors import UserError
 from study import results, run
 
-ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = yaml.safe_load((ROOT / run.PROFILES).read_text())
 
