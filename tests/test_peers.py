@@ -161,13 +161,6 @@ def planned_settings(fields: dict) -> train.Settings:
     return train.Settings(**train.LEAN_RECIPE | fields)
 
 
-def test_the_plan_is_of_settings():
-    for name, own in PLAN.items():
-        train.flow_config(planned_settings(own))
-        if name in RECORDS and "test" in RECORDS[name]:
-            assert RECORDS[name]["settings"] | own == RECORDS[name]["settings"], name
-
-
 @pytest.mark.parametrize("name", train.RECIPES)
 def test_two_of_the_steps_are_peers(name):
     """They are judged while training on as many pictures, so that A4 can show one for the other."""
