@@ -53,17 +53,8 @@ VERDICTS = {
     "not tested": ("",),
 }  # fmt: skip
 FIELDS = {
-    "claim",
-    "source",
-    "text",
-    "code",
-    "measured",
-    "kind",
-    "verdict",
-    "scope",
-    "because",
-    "headline",
-}
+    "claim", "source", "text", "code", "measured", "kind", "verdict", "scope", "because", "headline",
+}  # fmt: skip
 
 
 def test_ledger_has_a_verdict_of_its_kind_and_a_reason():
