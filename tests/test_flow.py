@@ -1,6 +1,5 @@
 """The flow: published outputs, exact log-determinants, inverses, lattice causality, sizes."""
 
-import dataclasses
 from itertools import product
 
 import pytest
@@ -269,13 +268,10 @@ def test_impossible_configurations_name_the_field(field, value):
     assert said_by(RGFlowConfig, **{field: value}).startswith(f"{field} must")
 
 
-def test_config_is_frozen_and_survives_json():
+def test_config_survives_json():
     config = RGFlowConfig(coupling_layers=(3, (2, 1), 2, (4, 4)), hidden=(9, 8, 7, 6))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.channels = 1
     assert RGFlowConfig(**config.to_dict()) == config
     assert RGFlowConfig(coupling_layers=4) == RGFlowConfig(coupling_layers=((4, 4), 4, 4, 4))
-    assert hash(config) == hash(RGFlowConfig(**config.to_dict()))
 
 
 def test_wrong_inputs_are_refused():
