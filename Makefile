@@ -94,9 +94,9 @@ bench: $(SETUP)  ## Measure speed against the published way; fills figures/A1_be
 	cp runs/bench/results/A1_benchmarks.{csv,json} figures/ && $(PYTHON) -m study.report speed
 test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 	$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check .
-	$(ONE) -m pytest tests
+	$(ONE) -m pytest
 	rm -rf runs/notebooks && $(ONE) -m pytest --nbval --nbval-current-env --nbval-cell-timeout=3600 \
-		--nbval-kernel-startup-timeout=600 notebooks
+		--nbval-kernel-startup-timeout=600 notebooks/*.ipynb
 test-browser: $(SETUP)  ## Move the explorer's sliders in headless Chromium
 	type chromium chromedriver >/dev/null && $(ALLCORES) -m pytest tests/test_browser.py -m browser -s
 test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json

@@ -1,8 +1,11 @@
 """What several test files share: golden vectors, small flows and runs, plain helpers."""
 
+import itertools
 import json
 import math
+import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +53,24 @@ def said_by(call: Callable, *arguments, **named) -> str:
         call(*arguments, **named)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+interrupt = partial(signal.raise_signal, signal.SIGINT)
+
+
+def calls(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, number: int, action: Callable
+) -> None:
+    """Do something after call number ``number`` of a function, counted from 1."""
+    original, count = getattr(owner, name), itertools.count(1)
+
+    def wrapper(*args, **kwargs):
+        result = original(*args, **kwargs)
+        if next(count) == number:
+            action()
+        return result
+
+    monkeypatch.setattr(owner, name, wrapper)
 
 
 def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from support import close, randomise
 
-from rgflow_core import train
 from rgflow_core.networks import SUBNETS, WeightNormLinear, merge_parity, split_parity
 from study.ablations import ABLATIONS, SUSPECTS
 
@@ -74,8 +73,3 @@ def test_the_suspects_change_what_they_say():
             linear.weight_g.copy_(linear.weight_v.norm(dim=-1, keepdim=True))
     for a, b in zip(plain.prepare()(half, 1), normed.prepare()(half, 1), strict=True):
         close(a, b, 1e-5)
-
-
-@pytest.mark.parametrize("name", ABLATIONS)
-def test_an_ablation_is_a_model_to_train(name):
-    assert train.flow_config(train.Settings(model=f"narrow_{name}")).subnet == name

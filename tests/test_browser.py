@@ -8,14 +8,13 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from threading import Thread
 
 import pytest
+from support import ROOT
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
-ROOT = Path(__file__).resolve().parent.parent
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-component-update", "--disable-background-networking", "--disable-sync",

@@ -194,10 +194,6 @@ def published(tmp_path, monkeypatch):
     return {"cifar10": (np.concatenate(batches[:5]), batches[5]), "mnist": tuple(padded)}
 
 
-def test_advice_of_torchvision_that_is_none_here_is_not_given(tmp_path):
-    assert "download" not in said_by(load, "cifar10", "test", tmp_path)
-
-
 @pytest.mark.parametrize("name", ["cifar10", "mnist"])
 def test_validation_is_the_end_of_the_training_set(name, published, tmp_path):
     training, test = published[name]

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import sqrtm
 from support import said_by
 
 from rgflow_core import checkpoints, msds
@@ -39,16 +38,6 @@ def test_it_learns_what_the_labels_say(net, pictures):
     assert min(accuracy.values()) > 0.5
     wrong = factors.r_squared(net, images, labels[::-1].copy())
     assert max(wrong.values()) < 0.2
-
-
-def test_frechet_distance_is_that_of_the_roots_of_scipy(net, pictures):
-    a, b = net.features(pictures[0][:300]), net.features(pictures[0][300:].flip(1))
-    x, y = a.double().numpy(), b.double().numpy()
-    cov = [np.cov(f, rowvar=False) for f in (x, y)]
-    root = sqrtm(cov[0] @ cov[1]).real
-    wanted = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(cov[0] + cov[1] - 2 * root)
-    assert factors.frechet_distance(a, b) == pytest.approx(wanted, rel=1e-4)
-    assert abs(factors.frechet_distance(a, a)) < 1e-6
 
 
 def test_files(net, tmp_path):

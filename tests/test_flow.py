@@ -1,6 +1,5 @@
 """The flow: published outputs, exact log-determinants, inverses, lattice causality, sizes."""
 
-import dataclasses
 from itertools import product
 
 import pytest
@@ -11,6 +10,7 @@ from rgflow_core import LEAN, LEAN8, LEAN_AFFINE, RGFlow, RGFlowConfig
 from rgflow_core.flow import LEAN8_AUTOREGRESSIVE, lattice_levels
 from rgflow_core.pixels import dequantise, from_logit, to_logit
 from study import cones
+from study.ablations import ABLATIONS, SUSPECTS
 
 each_network = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 each_order = pytest.mark.parametrize("order", ["code", "paper"])
@@ -42,13 +42,16 @@ SHAPES = [
     {"image_size": 12, "kernel": 6, "channels": 1, "coupling_layers": ((2, 1), 1),
      "res_blocks": (1, 2), "hidden": (5, 9), "mlp_depth": (2, 1)},
 ]  # fmt: skip
+# The study's own networks are S and T alone, of which one shape is enough.
+CASES = [
+    (n, s) for n in NETWORKS for s in SHAPES if n not in ABLATIONS | SUSPECTS or s is SHAPES[-1]
+]
 
 
-@each_network
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(("network", "shape"), CASES, ids=str)
 def test_density_and_inverse(network, shape):
     """log|det| is that of the Jacobian: of each picture, both ways, in sum over the sites."""
-    flow = small_flow(**shape, **network)
+    flow = small_flow(**shape, **NETWORKS[network])
     y = lattice_normal(flow, 2)
     z, log_det = flow(y)
     back, inverse_log_det = flow.inverse(z)
@@ -269,13 +272,10 @@ def test_impossible_configurations_name_the_field(field, value):
     assert said_by(RGFlowConfig, **{field: value}).startswith(f"{field} must")
 
 
-def test_config_is_frozen_and_survives_json():
+def test_config_survives_json():
     config = RGFlowConfig(coupling_layers=(3, (2, 1), 2, (4, 4)), hidden=(9, 8, 7, 6))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.channels = 1
     assert RGFlowConfig(**config.to_dict()) == config
     assert RGFlowConfig(coupling_layers=4) == RGFlowConfig(coupling_layers=((4, 4), 4, 4, 4))
-    assert hash(config) == hash(RGFlowConfig(**config.to_dict()))
 
 
 def test_wrong_inputs_are_refused():

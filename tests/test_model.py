@@ -2,6 +2,7 @@
 published outputs."""
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ def random_model(dtype=torch.float32, prior=None, **config):
     return PictureModel(small_flow(dtype, **fields), prior or Prior())
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@each_prior
+CASES = [*product(SCIPY, ["published"]), *product([Prior()], NETWORKS)]
+
+
+@pytest.mark.parametrize(("prior", "network"), CASES, ids=str)
 def test_bits_per_dim_of_the_identity_in_closed_form(prior, network):
     """A fresh flow is the identity: the density is the prior's, of the logit of the picture."""
     model = PictureModel(RGFlow(RGFlowConfig(**SMALL, **NETWORKS[network])).double(), prior)

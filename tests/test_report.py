@@ -2,15 +2,14 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 from nbconvert.filters import markdown2html
+from support import ROOT
 
 from rgflow_core.errors import UserError
 from study import records, report, results
 
-ROOT = Path(__file__).parents[1]
 MISSING = "(not measured here)"
 
 
@@ -54,17 +53,8 @@ VERDICTS = {
     "not tested": ("",),
 }  # fmt: skip
 FIELDS = {
-    "claim",
-    "source",
-    "text",
-    "code",
-    "measured",
-    "kind",
-    "verdict",
-    "scope",
-    "because",
-    "headline",
-}
+    "claim", "source", "text", "code", "measured", "kind", "verdict", "scope", "because", "headline",
+}  # fmt: skip
 
 
 def test_ledger_has_a_verdict_of_its_kind_and_a_reason():
@@ -91,10 +81,10 @@ def test_verdicts_on_details_are_what_their_intervals_say(table):
         assert entry["verdict"] == verdict, factor
 
 
-@pytest.mark.parametrize("name", ["findings", "claims", "faults"])
+@pytest.mark.parametrize("name", ["findings", "claims", "speed", "faults"])
 def test_readme_is_the_one_of_the_results(tmp_path, name):
-    for source in ("README.md", "figures/faults.json", "data/ledger.json", "figures/results.csv",
-                   "figures/results.json"):  # fmt: skip
+    tables = [f"figures/{n}.{k}" for n in ("results", "A1_benchmarks") for k in ("csv", "json")]
+    for source in ("README.md", "figures/faults.json", "data/ledger.json", *tables):
         (tmp_path / source).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / source, tmp_path / source)
     report.update_readme(name, tmp_path)

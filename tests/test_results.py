@@ -72,21 +72,20 @@ def test_what_is_missing_or_damaged_is_named(tmp_path, kind):
 
 def test_the_reference_check_finds_what_deviates(tmp_path, capsys):
     """The tolerance of an area is one pixel and 2 %; a row that one side lacks deviates."""
+    run, target = tmp_path / "run", tmp_path / "figures"
+    target.mkdir()
     for name, values in {"old": (31.1, 77.0, 5.0), "new": (31.2, 80.0, 5.0)}.items():
         rows = [results.row("area", value, level=level) for level, value in enumerate(values)]
         rows.append(results.row("area", 1, level=3, model=name))
-        results.write(tmp_path, name, rows)
-        results.write_csv(
-            tmp_path / "results.csv", results.read(tmp_path, name).assign(notebook="x")
-        )
-        results.write_json(
-            tmp_path / "results.json", {"files": {"csv": results.sha256(tmp_path / "results.csv")}}
-        )
+        results.write(run, "x", rows, seed=7)
+        results.collect(run, target)
+        assert results.read(target).equals(results.read(run))
+        assert results.origins(target)["x"]["seed"] == 7
         if name == "old":
-            shutil.copy(tmp_path / "results.csv", tmp_path / "reference.csv")
-            results.check(tmp_path)
+            shutil.copy(target / "results.csv", target / "reference.csv")
+            results.check(target)
     with pytest.raises(UserError, match="3 numbers are not those of"):
-        results.check(tmp_path)
+        results.check(target)
     assert "2 of 5 numbers agree" in capsys.readouterr().out
 
 

@@ -19,7 +19,17 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from support import RUN as SHORT
-from support import TINY, contents, files_below, metrics, said_by, same, small_flow
+from support import (
+    TINY,
+    calls,
+    contents,
+    files_below,
+    interrupt,
+    metrics,
+    said_by,
+    same,
+    small_flow,
+)
 
 from rgflow_core import RGFlow, RGFlowConfig, checkpoints, datasets, evaluate, load, sample, train
 from rgflow_core.model import PictureModel
@@ -102,20 +112,6 @@ def test_a_knob_changes_what_is_learned(knob, one_epoch, tmp_path):
 # Stopped and resumed
 
 
-def calls(monkeypatch, owner, name, number, action):
-    """Do something after call number ``number`` of a function, counted from 1."""
-    original, count = getattr(owner, name), itertools.count(1)
-
-    def wrapper(*args, **kwargs):
-        result = original(*args, **kwargs)
-        if next(count) == number:
-            action()
-        return result
-
-    monkeypatch.setattr(owner, name, wrapper)
-
-
-interrupt = partial(signal.raise_signal, signal.SIGINT)
 crash = Mock(side_effect=MemoryError)
 # At which call of which function, what happens, and what ends the run.
 STOPS = {

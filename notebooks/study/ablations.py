@@ -113,14 +113,15 @@ SUBNETS |= ABLATIONS | SUSPECTS
 _NARROW = {"hidden": 64, "res_blocks": 2}
 # Half or a quarter of the coupling layers: a third of the time a step takes.
 _SLIM = _NARROW | {"coupling_layers": (2, 1, 1, 1)}
-_CHANGES = {"": {}, "_paper_order": {"order": "paper"}}
-_CHANGES |= {f"_{subnet}": {"subnet": subnet} for subnet in ABLATIONS | SUSPECTS}
-for _name, _sizes in {"narrow": _NARROW, "slim": _SLIM}.items():
-    train.MODELS |= {_name + change: _sizes | fields for change, fields in _CHANGES.items()}
+_MAYBE_SLOW = (*SUSPECTS, "fixed_activation", "without_rescaling")
 train.MODELS |= {
+    "slim": _SLIM,
+    "slim_paper_order": _SLIM | {"order": "paper"},
+    **{f"slim_{subnet}": _SLIM | {"subnet": subnet} for subnet in ABLATIONS},
     # On the way from the published network to the lean models.
+    "narrow": _NARROW,
+    **{f"narrow_{subnet}": _NARROW | {"subnet": subnet} for subnet in _MAYBE_SLOW},
     "lean_paper_order": LEAN | {"order": "paper"},
-    "published_open_gain": {"subnet": "open_gain"},
     # What was tried for the lean model of 8 x 8 blocks.
     "lean8_code_order": LEAN8 | {"order": "code"},
     "lean8_4_2_2": LEAN8 | {"coupling_layers": (4, 2, 2)},

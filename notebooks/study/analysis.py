@@ -28,8 +28,6 @@ def mix(flow: RGFlow, fine: Tensor, coarse: Tensor, level: int) -> Tensor:
 
     The rest is from another; all are (B, C, L, L).
     """
-    if not 0 <= level <= flow.config.levels:
-        raise ValueError(f"level must be from 0 to {flow.config.levels}, not {level}")
     mixed = flow.join(flow.split(fine)[:level] + flow.split(coarse)[level:])
     return from_logit(flow.inverse(mixed)[0])
 

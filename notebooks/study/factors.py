@@ -72,19 +72,6 @@ def r_squared(net: FactorNet, images: Tensor, labels: np.ndarray) -> dict[str, f
     return {factor: 1 - (residual[r].sum() / spread[r].sum()).item() for factor, r in rows}
 
 
-def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Frechet distance (Heusel et al. 2017) between two sets of features (N, d).
-
-    In the features of our own network it is NOT comparable with published FID values.
-    """
-    a, b = real.double(), fake.double()
-    cov_a, cov_b = a.T.cov(), b.T.cov()
-    # The root's trace is the sum of the roots of the product's eigenvalues, which are not negative.
-    roots = torch.linalg.eigvals(cov_a @ cov_b).real.clamp_min(0).sqrt().sum()
-    apart = (a.mean(0) - b.mean(0)).square().sum()
-    return (apart + cov_a.trace() + cov_b.trace() - 2 * roots).item()
-
-
 def load(path: str | Path) -> FactorNet:
     """The trained network; :class:`UserError` if the file is not one, whole."""
     net = FactorNet()

@@ -1,11 +1,12 @@
 """The study's eleven figures, each drawn by one function from the tidy table of results.
 
-Each gives ``figure, rows, arrays``: the rows that it shows and, of pictures, the arrays, which
-:func:`save` writes beside it. All are a column or a page wide and readable in grey, and go from
+Each gives ``figure, rows, arrays``: the rows that it shows and, of pictures, the arrays.
+:func:`save` draws one and writes all three. All are a column or a page wide and readable in grey, and go from
 the finest level, h = 0, to the coarsest. No panel shows two data sets.
 """
 
 import io
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from rgflow_core.flow import RGFlow, RGFlowConfig, lattice_levels
 from study import results
 
 SINGLE, DOUBLE = 3.4, 7.0  # inches
-# Under `with style():`, or in a function decorated by it, matplotlib draws like the study.
+# Under `with style():` matplotlib draws like the study.
 style = partial(matplotlib.rc_context, {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7.5,
     "ytick.labelsize": 7.5, "legend.fontsize": 7.5, "axes.linewidth": 0.6, "axes.axisbelow": True,
@@ -77,12 +78,12 @@ class _Shown:
 
 
 @style()
-def save(folder: str | Path, name: str, figure: Figure, rows: pd.DataFrame, arrays: dict) -> None:
-    """Write NAME.pdf and .png, NAME.csv with its rows and, if it shows pictures, NAME.npz.
+def save(folder: str | Path, name: str, draw: Callable[..., Drawing], *given: object) -> None:
+    """Draw a figure; write NAME.pdf and .png, NAME.csv with its rows and, of pictures, NAME.npz.
 
     Without dates, so that equal figures are equal files.
     """
-    path = Path(folder) / name
+    (figure, rows, arrays), path = draw(*given), Path(folder) / name
     for kind, no_date in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
         drawn = io.BytesIO()  # on a full disk matplotlib fails in a way of its own
         figure.savefig(drawn, format=kind, dpi=200, metadata=no_date)
@@ -144,7 +145,6 @@ def _last(arrays: dict[str, np.ndarray], kind: str) -> list[str]:
     return [*{results.split_name(name)[0]: name for name in names}.values()]
 
 
-@style()
 def data(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     """Test pictures; ``pictures/SET`` (N, L, L, 3)."""
     shared = {"msds1": ("colour", "angle"), "msds2": ("angle", "colour")}
@@ -228,7 +228,6 @@ def _level(axis: Axes, flow: RGFlow, h: int, levels: np.ndarray) -> None:
     axis.set_xlabel(f"{(levels == h).sum()} positions become\nlatents $z_{h}$")
 
 
-@style()
 def lattice(_: pd.DataFrame | None = None, image_size: int = 16) -> Drawing:
     """Schematic of the architecture, drawn from the code's own lattice and layers."""
     config = RGFlowConfig(image_size, channels=1, coupling_layers=1, res_blocks=1, hidden=1)
@@ -255,7 +254,6 @@ def lattice(_: pd.DataFrame | None = None, image_size: int = 16) -> Drawing:
     return figure, pd.DataFrame(rows), {}
 
 
-@style()
 def curves(table: pd.DataFrame) -> Drawing:
     """Bits per dimension against pictures seen, at the end of the test split; and two limits."""
     shown = _Shown(table[~table["notebook"].str.startswith("02")])  # records, no short runs
@@ -284,7 +282,6 @@ def curves(table: pd.DataFrame) -> Drawing:
     return figure, shown.rows, {}
 
 
-@style()
 def priors(table: pd.DataFrame) -> Drawing:
     """Differences between priors: of seeds, their mean with its interval, and IGF23's."""
     shown, published = _Shown(table), "laplace scale 1 less gaussian"  # is what IGF23 compares
@@ -313,7 +310,6 @@ def priors(table: pd.DataFrame) -> Drawing:
     return figure, shown.rows, {}
 
 
-@style()
 def bits(table: pd.DataFrame) -> Drawing:
     """Where the bits go: by level, by place, and where the two priors differ."""
     shown, places = _Shown(table), ["background", "ellipse"]
@@ -353,7 +349,6 @@ def bits(table: pd.DataFrame) -> Drawing:
     return figure, shown.rows, {}
 
 
-@style()
 def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     """Receptive fields of two latents a level, with the edge of their causal cones.
 
@@ -378,7 +373,6 @@ def fields(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     return figure, table[:0], arrays
 
 
-@style()
 def growth(table: pd.DataFrame) -> Drawing:
     """Radius and area of receptive fields by level, and what one pixel touches in inference."""
     shown, sets = _Shown(table), _Shown(table).by_set("radius")
@@ -423,7 +417,6 @@ def growth(table: pd.DataFrame) -> Drawing:
     return figure, shown.rows, {}
 
 
-@style()
 def samples(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     """Real pictures and samples, and the Frechet distance between the two against temperature.
 
@@ -461,7 +454,6 @@ def _factors(axis: Axes, rows: pd.DataFrame) -> None:
         _line(axis, "level", part, 0.08 * k - 0.12, label=name, **FACTORS[kind] | more)
 
 
-@style()
 def mixing(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     """Mixtures of two pictures by level and, below each column, what every factor did.
 
@@ -482,7 +474,6 @@ def mixing(table: pd.DataFrame, arrays: dict[str, np.ndarray]) -> Drawing:
     return figure, shown.rows, arrays
 
 
-@style()
 def probes(table: pd.DataFrame) -> Drawing:
     """What a linear probe reads off each level, beside what redrawing the level changes."""
     shown, sets = _Shown(table), _Shown(table).by_set("probe")
@@ -512,7 +503,6 @@ def probes(table: pd.DataFrame) -> Drawing:
     return figure, shown.rows, {}
 
 
-@style()
 def changes(table: pd.DataFrame) -> Drawing:
     """What one change does to the test bpd: each seed, and the mean with its interval."""
     shown = _Shown(table)

@@ -97,12 +97,13 @@ def update_readme(name: str, root: Path) -> None:
         UserError: if what it speaks of cannot be read, or the markers are missing.
     """
     readme, figures = root / "README.md", root / "figures"
-    table, facts = None, {}
     if name == "faults":
-        facts = read_json(figures / "faults.json")
+        table, facts = None, read_json(figures / "faults.json")
+    elif name == "speed":
+        table = results.read(figures, "A1_benchmarks")
+        facts = read_json(figures / "A1_benchmarks.json", by_hand=False)
     else:
-        table = results.read(figures, "A1_benchmarks" if name == "speed" else None)
-        facts["claims"] = claims(root)
+        table, facts = results.read(figures), {"claims": claims(root)}
     begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
     whole = readme.read_text("utf-8")
     if whole.count(begin) != 1 or whole.count(end) != 1:

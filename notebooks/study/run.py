@@ -7,6 +7,7 @@ this process's number in its name. With ``--model SET_PRIOR`` both names end in 
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TextIO
 
@@ -37,6 +38,11 @@ class Prefixed:
 
     def flush(self) -> None:
         self.stream.flush()
+
+    def close(self) -> None:
+        """Write a last line that has no line break."""
+        if self.rest:
+            self.write("\n")
 
 
 def accepted(path: Path) -> set[str]:
@@ -77,13 +83,13 @@ def run(notebook: str, profile: str, model: str | None = None) -> Path:
     partial = done.with_suffix(f".partial-{os.getpid()}.ipynb")
     done.parent.mkdir(parents=True, exist_ok=True)
     print(f"== {source} -> {done}", flush=True)
-    lines = Prefixed(sys.stdout, name)
     try:
-        papermill.execute_notebook(
-            source, partial, given, cwd=source.parent, progress_bar=False, start_timeout=600,
-            stdout_file=lines, stderr_file=lines,
-            extra_arguments=["--log-level=CRITICAL"],  # no notices about ports and shutting down
-        )  # fmt: skip
+        with closing(Prefixed(sys.stdout, name)) as lines:
+            papermill.execute_notebook(
+                source, partial, given, cwd=source.parent, progress_bar=False, start_timeout=600,
+                stdout_file=lines, stderr_file=lines,
+                extra_arguments=["--log-level=CRITICAL"],  # no notices about ports, shutting down
+            )  # fmt: skip
     except PapermillExecutionError as error:
         if error.ename != "UserError":
             lines.write("\n".join([*error.traceback, ""]))

@@ -14,7 +14,7 @@ from support import ROOT, RUN, same, small_flow
 from rgflow_core import Prior, checkpoints, datasets, load, msds, train
 from rgflow_core.errors import UserError
 from rgflow_core.model import PictureModel
-from study import results
+from study import records, results
 
 
 def damages(path, number):
@@ -126,6 +126,8 @@ def test_files(kind, tmp_path, trials, counts, monkeypatch, capsys):
 
 
 def test_shipped_files_have_their_checksum():
-    for path in (ROOT / "weights").glob("*.safetensors"):
+    paths = {path.stem: path for path in (ROOT / "weights").glob("*.safetensors")}
+    assert paths.keys() == {*records.shipped_records(ROOT), "factors"}
+    for name, path in paths.items():
         with safe_open(path, "pt") as file:
-            assert "sha256" in file.metadata(), path
+            assert "sha256" in file.metadata(), name

@@ -13,10 +13,10 @@ from support import ROOT, lattice_normal, same, small_flow
 
 from rgflow_core import datasets, evaluate, load, sample, train
 from rgflow_core.errors import UserError
-from rgflow_core.pixels import dequantise, from_logit, to_logit
+from rgflow_core.pixels import from_logit
 from study import results
 
-MODELS = results.models(ROOT / "weights")
+MODELS = results.models(ROOT / "weights") | results.models(ROOT / "weights", lean8=True)
 each_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -85,7 +85,7 @@ def test_single_precision(name, trials):
     exact, ours = model(name, torch.float64), model(name)
     images, flow, moved = pictures(name, trials(24, 10_000)), ours.flow.fold(), []
     for which in torch.arange(len(images)).split(250):
-        y, _ = to_logit(dequantise(images[which], ours.noise(which)))
+        y, *_ = ours.transform(images[which], ours.noise(which))
         again, _ = flow.inverse(flow(y)[0])
         shift = from_logit(again, clip=False) - from_logit(y, clip=False)
         moved.append(256 * shift.abs().max().item())

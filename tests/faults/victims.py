@@ -44,7 +44,8 @@ def stored(folder: Path) -> None:
     figure = Figure()
     table = results.read(folder / "results", "01_x")
     figure.add_subplot().plot(table["value"])
-    figures.save(folder / "figures", "fig01_x", figure, table, {"pictures": pictures})
+    drawing = (figure, table, {"pictures": pictures})
+    figures.save(folder / "figures", "fig01_x", lambda: drawing)
 
 
 VICTIMS = {"data": data, "training": training, "results": stored}
