@@ -134,6 +134,23 @@ class PictureModel(nn.Module):
         return prior.icdf(u.reshape(-1, *config.shape)).to(self._like.dtype)
 
     @torch.no_grad()
+    def infer(self, images: Tensor, seed: int = 0, batch: int = 200) -> Tensor:
+        """Latents of pictures uint8, both (N, C, L, L); the noise is that of :meth:`log_prob`.
+
+        :meth:`RGFlow.split` makes levels of them, :meth:`RGFlow.join` puts levels together.
+        """
+        flow, latents = self.flow.fold(), []
+        for which in torch.arange(len(images)).split(batch):
+            y, *_ = self.transform(images[which], self.noise(which, seed))
+            latents.append(flow(y)[0])
+        return torch.cat(latents)
+
+    @torch.no_grad()
+    def generate(self, z: Tensor) -> Tensor:
+        """Pictures in [0, 1] of latents, both (N, C, L, L)."""
+        return from_logit(self.flow.inverse(z)[0])
+
+    @torch.no_grad()
     def sample(
         self, n: int, temperature: float | Sequence[float] = 1.0, seed: int = 0, batch: int = 256
     ) -> Tensor:

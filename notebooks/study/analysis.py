@@ -1,4 +1,4 @@
-"""From pictures to latents and back: encodings, mixtures, and where the bits go."""
+"""Mixtures of latents, and where the bits go."""
 
 import math
 
@@ -9,17 +9,6 @@ from torch import Tensor
 from rgflow_core.flow import RGFlow
 from rgflow_core.model import PictureModel
 from rgflow_core.pixels import from_logit, logit_log_derivative, to_bytes
-
-
-@torch.no_grad()
-def encode(model: PictureModel, images: Tensor, seed: int = 0, batch: int = 200) -> Tensor:
-    """Latents (N, C, L, L) of pictures uint8 (N, C, L, L), dequantised with the given seed."""
-    flow, latents = model.flow.fold(), []
-    for which in torch.arange(len(images)).split(batch):
-        noise = model.noise(which, seed)
-        y, *_ = model.transform(images[which].to(noise.device), noise)
-        latents.append(flow(y)[0])
-    return torch.cat(latents)
 
 
 @torch.no_grad()

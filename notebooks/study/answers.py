@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rgflow_core import PictureModel, datasets, msds, pixels
-from study import analysis, factors, fields, separation
+from study import factors, fields, separation
 
 
 def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000) -> list[list]:
@@ -44,7 +44,7 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     else:
         known = {"class": F.one_hot(torch.from_numpy(data.labels).long()).double()}
     for quantity, one in (("probe", model), ("probe_untrained", fresh)):
-        for h, z in enumerate(flow.split(analysis.encode(one, data.images))):
+        for h, z in enumerate(flow.split(one.infer(data.images))):
             scores = separation.probe(z.flatten(1), known)
             rows += [[quantity, h, factor, score["value"]] for factor, score in scores.items()]
     positions = fields.choose(flow, pictures // 125)

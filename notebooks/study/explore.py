@@ -108,7 +108,7 @@ class Explorer:
     def mixture(self) -> np.ndarray:
         """Both sources and their mixture, as a picture uint8 (H, W, 3)."""
         sources = self._sources[self.model.value][[self.fine.value, self.coarse.value]]
-        fine, coarse = analysis.encode(self._chosen, sources).split(1)
+        fine, coarse = self._chosen.infer(sources).split(1)
         split = min(self.split.value, self._chosen.flow.config.levels)
         mixed = analysis.mix(self._chosen.flow, fine, coarse, split)
         pictures = (sources.permute(0, 2, 3, 1).numpy(), analysis.shown(mixed))

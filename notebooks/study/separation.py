@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rgflow_core.model import PictureModel
 from rgflow_core.pixels import from_logit
-from study import analysis, statistics
+from study import statistics
 
 
 def split_factors(set_name: str, values: Tensor) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def intervene(
         Of each level: factor -> change (N,), in units of the mean difference of two pictures.
     """
     flow = model.flow.fold()
-    levels = flow.split(analysis.encode(model, images, seed))
+    levels = flow.split(model.infer(images, seed))
     fresh = flow.split(model.latents(len(images), seed=seed))
     before, changes = read(from_logit(flow.inverse(flow.join(levels))[0])), []
     unit = {k: (v - v.roll(1, 0)).abs().mean() for k, v in before.items()}

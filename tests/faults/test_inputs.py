@@ -11,7 +11,7 @@ import pytest
 import torch
 from support import GOLDEN, ROOT, contents, small_flow
 
-from rgflow_core import checkpoints, datasets, evaluate, files, msds, sample, train
+from rgflow_core import checkpoints, datasets, evaluate, files, load, msds, sample, train
 from rgflow_core.errors import explain
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
@@ -144,6 +144,7 @@ FUNCTIONS = {
     "limit >= 1 0": lambda: datasets.load_split("msds1", "test", limit=0),
     "workers >= 0 -1": lambda: datasets.load_split("msds1", "test", workers=-1),
     "celeba 32 64 folder": lambda: datasets.load_split("celeba", "val", size=64),
+    "prior laplace 'cauchy'": lambda: load(W, "cauchy"),
     "precious: folder": lambda: checkpoints.save(model(), "precious/x.safetensors"),
     "list.json object list": lambda: files.read_json("list.json"),
     "JSON": lambda: files.write_json("x.json", {"a": math.nan}),
