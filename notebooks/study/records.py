@@ -196,7 +196,8 @@ def _latent_rows(root: Path) -> list[dict]:
     for record in read(root, plan(root, "seeds")).values():
         settings = record["settings"]
         for quantity, level, factor, value in record.get("latents", ()):
-            if value is None or quantity == "probe_untrained":  # not finite; the same for all
+            # None: of pictures that are not finite; untrained, all are the same.
+            if value is None or "untrained" in (quantity.removeprefix("probe_"), factor):
                 continue
             priors = kept.setdefault((quantity, settings["dataset"], level, factor), {})
             priors.setdefault(settings["prior"], {})[settings["seed"]] = value
