@@ -199,6 +199,11 @@ def test_levels_one_by_one_are_the_whole_flow(order):
     assert [g if g is None else g.shape[-1] for g in grids] == [8, 4, None]
     assert torch.equal(flow.join(list(latents)), z)
     assert all(map(torch.equal, flow.split(z), latents))
+    before = z.clone()
+    for part in flow.split(z):
+        part.zero_()
+    assert torch.equal(z, before), "no part is a view"
+    assert "3 levels, not 2" in said_by(flow.join, latents[1:])
     close(sum(log_dets), log_det, 1e-12)
 
     levels, back, log_dets = zip(*flow.decode(list(latents)), strict=True)
