@@ -142,7 +142,7 @@ def _build(
 ) -> PictureModel:
     """The model of a config with the weights of a state dict, which must fit each other."""
     _check_fit(config, state, path)
-    dtype = _type(state.values(), path)
+    dtype = next(iter(state.values())).dtype
     if dtype.itemsize < 4:
         print(f"{path}: its weights are {dtype}, computed with in float32", file=sys.stderr)
         dtype = torch.float32

@@ -64,12 +64,17 @@ class Settings(cli.ModelFile):
     )
 
 
+def _settings(model: PictureModel) -> dict:
+    """The settings of a model's training, as far as its file says them."""
+    settings = model.metadata.get("settings")
+    return settings if isinstance(settings, dict) else {}
+
+
 def chosen_data(
     file: str | Path, model: PictureModel, dataset: str | None = None, data_root: str | None = None
 ) -> tuple[str, str]:
     """The data set and data root that a file's model was trained on, unless others are given."""
-    settings = model.metadata.get("settings")
-    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
+    said = {name: str(value) for name, value in _settings(model).items()}
     own, root = said.get("dataset"), said.get("data_root", "data")
     name = dataset or own
     if name is None:
@@ -89,10 +94,9 @@ def chosen_data(
 
 def say_if_changed(file: str, model: PictureModel, root: str) -> None:
     """Say if a folder's training pictures are others now: they could have become test pictures."""
-    settings, trained = model.metadata.get("settings"), model.metadata.get("train_fingerprint")
-    said = {k: str(v) for k, v in settings.items()} if isinstance(settings, dict) else {}
-    same = Path(said.get("data_root", "")).resolve() == Path(root).resolve()
-    if not (trained and said.get("dataset") == "folder" and same):
+    settings, trained = _settings(model), model.metadata.get("train_fingerprint")
+    same = Path(str(settings.get("data_root"))).resolve() == Path(root).resolve()
+    if not (trained and settings.get("dataset") == "folder" and same):
         return
     if not pictures.splits(Path(root))[0]["train"]:
         return

@@ -73,11 +73,9 @@ class PictureModel(nn.Module):
             raise UserError(f"noise must have the images' shape, not {tuple(noise.shape)}")
         if not ((noise >= 0) & (noise < 1)).all():
             raise UserError("noise must lie in [0, 1)")
-        # Rounded, it may be 1.
-        images, noise = (
-            images.to(self._like.device),
-            noise.to(self._like).clamp(max=1 - 2 * HALF_STEP),
-        )
+        like = self._like
+        images = images.to(like.device)
+        noise = noise.to(like).clamp(max=1 - 2 * HALF_STEP)  # rounded, it may be 1
         log_slope = torch.zeros_like(noise)
         if self.dequantiser is not None:
             noise, log_slope = self.dequantiser(images, noise)

@@ -42,11 +42,8 @@ class Prior:
     @property
     def scale(self) -> float:
         """Scale parameter at temperature 1."""
-        return (
-            1 / math.sqrt(2)
-            if self.name == "laplace" and self.convention == "unit_variance"
-            else 1.0
-        )
+        narrow = (self.name, self.convention) == ("laplace", "unit_variance")
+        return 1 / math.sqrt(2) if narrow else 1.0
 
     def distribution(
         self,

@@ -1,8 +1,8 @@
 """The study's eleven figures, each drawn by one function from the tidy table of results.
 
 Each gives ``figure, rows, arrays``: the rows that it shows and, of pictures, the arrays.
-:func:`save` draws one and writes all three. All are a column or a page wide and readable in grey, and go from
-the finest level, h = 0, to the coarsest. No panel shows two data sets.
+:func:`save` draws one and writes all three. All are a column or a page wide and readable in grey,
+and go from the finest level, h = 0, to the coarsest. No panel shows two data sets.
 """
 
 import io
