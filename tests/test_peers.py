@@ -164,9 +164,9 @@ def test_two_of_the_steps_are_peers(name):
 
 
 def comparisons(peer: str) -> list[str]:
-    stems = [f"peer_{peer}_", f"minutes_{peer}_", f"fashion_mnist_{peer}_"]
-    stems += ["peer_glow8_"] * (peer == "glow")  # flat8 has the recipe of lean8
-    return [name for name in PLAN if name.startswith(tuple(stems))]
+    stems = [f"{of}_{peer}" for of in ("peer", "minutes", "fashion_mnist", "long_fashion")]
+    stems += ["peer_glow8"] * (peer == "glow")  # flat8 has the recipe of lean8
+    return [name for name in PLAN if name.partition("_seed")[0] in stems]
 
 
 def check_tuning(peer: str, plan: dict[str, dict], found: dict[str, dict]) -> None:

@@ -161,7 +161,7 @@ def _mean_row(quantity: str, mean: dict, model: str = "", **where: object) -> di
     return row(quantity, model=model, **where, **ends)
 
 
-def _difference(
+def difference(
     quantity: str, of: dict[int, float], less: dict[int, float], comparisons: int = 1, **where: str
 ) -> list[dict]:
     """A row of the mean difference of runs of the same seed; a single one has no interval."""
@@ -186,7 +186,7 @@ def _seed_rows(root: Path) -> list[dict]:
         for of, less in ((laplace, gaussian), (unit, gaussian), (unit, laplace)):
             where = {"model": set_name, "factor": f"{of} less {less}"}
             sides = (priors.get(prior, {}) for prior in (of, less))
-            rows += _difference("prior_difference", *sides, **where)
+            rows += difference("prior_difference", *sides, **where)
     return rows
 
 
@@ -208,7 +208,7 @@ def _latent_rows(root: Path) -> list[dict]:
             over = mean([*values.values()])
             rows.append(row(f"{quantity}_seeds", model=f"{set_name}_{prior}", **where, **over))
         sides = (priors.get(prior, {}) for prior in ("laplace", "gaussian"))
-        rows += _difference(f"{quantity}_difference", *sides, model=set_name, **where)
+        rows += difference(f"{quantity}_difference", *sides, model=set_name, **where)
     return rows
 
 
@@ -249,7 +249,7 @@ def _change_rows(root: Path) -> list[dict]:
         rows += [row("change", bits[of][s] - bits[less][s], factor=factor, at=s) for s in both]
         rows.append(row("change_diverged", len(runs[of]) - len(bits[of]), factor=factor))
         # Bonferroni's correction is for the comparisons planned, not for those with records.
-        means = _difference("change_mean", bits[of], bits[less], len(pairs), factor=factor)
+        means = difference("change_mean", bits[of], bits[less], len(pairs), factor=factor)
         worse += sum(factor in DETAILS and (one["low"] or 0) > 0 for one in means)
         rows += means
     rows.append(row("details_worse", worse, n=len(DETAILS)))
@@ -263,21 +263,27 @@ def _change_rows(root: Path) -> list[dict]:
     return rows
 
 
+def run_rows(name: str, record: dict, tested: bool = True) -> list[dict]:
+    """A single run: its validation while training, bounds, parameters, and test bits."""
+    count = {"images": record["settings"]["val_images"]}
+    points = record["validation"]
+    rows = [_mean_row("validation", one | count, name, at=one["images"]) for one in points]
+    for draws, bound in record.get("importance_weighted", {}).items():
+        rows.append(_mean_row("bound", bound, name, at=draws))
+    if tested:
+        rows.append(_mean_row("bpd", record["test"], name, at="test"))
+        rows.append(row("parameters", record["parameters"], name))
+    if uniform := record.get("test_uniform_noise"):
+        rows.append(_mean_row("bpd", uniform, name, at="test, uniform noise"))
+    return rows
+
+
 def _run_rows(root: Path) -> list[dict]:
     """Validation while training, and what single records say beyond the models in ``weights/``."""
     rows = []
     for group in ("shipped", "shipped8", "lean8", "affine"):
         for name, record in read(root, plan(root, group)).items():
-            count = {"images": record["settings"]["val_images"]}
-            for point in record["validation"]:
-                rows.append(_mean_row("validation", point | count, name, at=point["images"]))
-            for draws, bound in record.get("importance_weighted", {}).items():
-                rows.append(_mean_row("bound", bound, name, at=draws))
-            if group != "shipped":  # of these notebook 03 has more
-                rows.append(_mean_row("bpd", record["test"], name, at="test"))
-                rows.append(row("parameters", record["parameters"], name))
-            if uniform := record.get("test_uniform_noise"):
-                rows.append(_mean_row("bpd", uniform, name, at="test, uniform noise"))
+            rows += run_rows(name, record, tested=group != "shipped")  # notebook 03 tests those
     return rows
 
 

@@ -1,0 +1,128 @@
+"""What records say of other flows, of real pictures and of the way from recipe to recipe.
+
+The runs are those of ``data/peers.json``; notebook A4 shows their rows of results.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+from study import records
+from study.results import row
+from study.statistics import mean
+
+Runs = dict[int, dict]  # seed -> record
+# How a run's name begins -> its set, its budget, and how those begin that were timed and that are
+# the other side of a difference; what follows is the flow, and the seed.
+BUDGETS = {
+    "peer_": ("msds1", "pictures", "peer_"),
+    "minutes_": ("msds1", "minutes", "peer_"),
+    "fashion_mnist_": ("fashion", "pictures", "fashion_mnist_"),
+    "long_fashion_": ("fashion_long", "long", "long_fashion_"),
+}
+# What is compared, where planned: on both sets at equal pictures, on MSDS1 at equal minutes too.
+PAIRS = ("lean8 less flat8", "glow less lean", "realnvp less lean", "flat less lean")
+PAIRS += ("glow8 less lean8", "laplace less lean")
+# From the published recipe to ours, each change kept: what it is called, and its runs.
+STEPS = {
+    "published": "step_published", "small batch": "step_small_batch", "rate": "slow_lr_0.03",
+    "Muon": "slow_muon_lr_0.03", "lean networks": "step_lean_networks", "NLSq": "peer_lean",
+    "order": "step_order", "block size": "step_block_size", "learned noise": "step_learned_noise",
+    "rates, start": "peer_lean8",
+}  # fmt: skip
+
+
+def read(root: Path) -> dict[str, Runs]:
+    """Name without its seed -> its runs: none where no record is, or where they diverged."""
+    plan = records.plan(root, path=records.PEERS)
+    kept, runs = records.read(root, plan), defaultdict(dict)
+    for name in plan:
+        stem, _, seed = name.rpartition("_seed")
+        runs[stem or name]
+        if name in kept and "diverged" not in kept[name]:
+            runs[stem or name][int(seed) if stem else 0] = kept[name]
+    return runs
+
+
+def _cost(runs: Runs) -> list[float]:
+    """Of each run, what a picture costs in training, in units of the lean model's."""
+    return [
+        r["speed"]["speedup"]["value"] * 16 / r["settings"]["batch_size"] for r in runs.values()
+    ]
+
+
+def _tested(runs: Runs) -> dict[int, float]:
+    return {seed: record["test"]["bpd"] for seed, record in runs.items()}
+
+
+def _validated(runs: Runs) -> dict[int, float]:
+    return {seed: record["validation"][-1]["bpd"] for seed, record in runs.items()}
+
+
+def _flow_rows(model: str, budget: str, runs: Runs, timed: Runs, seconds: float) -> list[dict]:
+    """Bits and costs of a flow on a set, and what was asked of its latents.
+
+    The costs are of runs that were timed; ``seconds`` are a picture's in training the lean model.
+    """
+    bits, one, per_picture = _tested(runs), next(iter(runs.values())), mean(_cost(timed))
+    rows = [row("peer", value, model, factor=budget, at=seed) for seed, value in bits.items()]
+    rows.append(row("peer_mean", model=model, factor=budget, **mean([*bits.values()])))
+    minutes = one["images_seen"] * per_picture["value"] * seconds / 60
+    facts = {"pictures": one["images_seen"], "parameters": one["parameters"], "minutes": minutes}
+    rows += [row("peer_run", v, model, factor=of, at=budget) for of, v in facts.items()]
+    if runs is not timed:
+        return rows
+    rows.append(row("peer_cost", model=model, **per_picture))
+    asked = defaultdict(list)
+    for quantity, level, factor, value in (r for run in runs.values() for r in run["latents"]):
+        if value is not None:  # of pictures that are not finite
+            asked[quantity, level, factor].append(value)
+    return rows + [
+        row(f"peer_{quantity}", model=model, level=level, factor=factor, **mean(values))
+        for (quantity, level, factor), values in asked.items()
+    ]
+
+
+def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
+    """Differences by seed; intervals of a pair hold for all its sets and budgets together."""
+    rows = []
+    for pair in PAIRS:
+        of, less = pair.split(" less ")
+        sides = {start: (start + of, other + less) for start, (*_, other) in BUDGETS.items()}
+        sides = {k: v for k, v in sides.items() if {*v} <= runs.keys() and "long" not in k}
+        for start, names in sides.items():
+            set_name, budget, _ = BUDGETS[start]
+            where = {"model": set_name, "factor": pair, "at": budget}
+            bits = (_tested(runs[name]) for name in names)
+            rows += records.difference("peer_difference", *bits, len(sides), **where)
+    return rows
+
+
+def _recipe_rows(runs: dict[str, Runs]) -> list[dict]:
+    """Validation bits from recipe to recipe, and what each step saves; what makes one slow."""
+    rows, before = [], {}
+    for step, name in STEPS.items():
+        bits = _validated(runs[name])
+        rows += [row("step", value, factor=step, at=seed) for seed, value in bits.items()]
+        rows += records.difference("step_change", bits, before, len(STEPS) - 1, factor=step)
+        before = bits
+    for name in (name for name in runs if name.startswith("slow_")):
+        base = "step_muon" if name.startswith("slow_muon") else "step_small_batch"
+        sides = (_tested(runs[of]) for of in (name, base))
+        rows += records.difference("slow", *sides, factor=name.removeprefix("slow_"))
+    return rows
+
+
+def rows(root: Path) -> list[dict]:
+    """All that the records of ``data/peers.json`` say but the trials, as rows of results."""
+    runs, made = read(root), []
+    for start, (set_name, budget, other) in BUDGETS.items():
+        timed = {name.removeprefix(other): runs[name] for name in runs if name.startswith(other)}
+        steps = [r["speed"]["ours"] for seeds in timed.values() for r in seeds.values()]
+        for flow, own in ((flow, runs.get(f"{start}{flow}")) for flow in timed):
+            if own and timed[flow]:
+                model = f"{set_name}_{flow}"
+                made += _flow_rows(model, budget, own, timed[flow], min(steps) / 16)
+    for name in ("published", "published_way"):
+        for record in runs[f"{name}_msds1_gaussian"].values():
+            made += records.run_rows(f"msds1_gaussian_{name}", record)
+    return made + _pair_rows(runs) + _recipe_rows(runs)

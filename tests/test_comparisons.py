@@ -1,0 +1,95 @@
+"""What tables of results take from the records of other flows, real pictures and recipes."""
+
+import shutil
+
+import pytest
+from support import ROOT
+
+from rgflow_core import train
+from rgflow_core.files import write_json
+from study import comparisons, records, results
+
+PLAN = records.plan(ROOT, path=records.PEERS)
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A repository with the plan and no record."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(ROOT / records.PEERS, tmp_path / records.PEERS)
+    return tmp_path
+
+
+def write_record(root, name: str, bpd: float, **more: object) -> None:
+    settings = train.LEAN_RECIPE | PLAN[name]
+    pictures = settings["epochs"] * settings["images_per_epoch"]
+    point = {"images": pictures, "bpd": bpd + 10, "stderr": 0.1}
+    test = {"bpd": bpd, "stderr": 0.1, "images": 10}
+    record = {"settings": settings, "test": test, "validation": [point], "parameters": 7}
+    write_json(root / records.FOLDER / f"{name}.json", record | {"images_seen": pictures} | more)
+
+
+def timed(ours: float, ratio: float, *latents: list) -> dict:
+    return {"latents": latents, "speed": {"ours": ours, "speedup": {"value": ratio}}}
+
+
+def table_of(root):
+    return results.write(root / "results", "A4", comparisons.rows(root))
+
+
+def test_flows_are_compared_by_seed_at_equal_pictures_and_minutes(planned):
+    for seed, (lean, glow, fewer) in enumerate([(2.0, 3.0, 3.5), (2.2, 3.0, 3.7)], 1):
+        write_record(planned, f"peer_lean_seed{seed}", lean, **timed(1.6, 1.0))
+        latents = (["separation", None, "trained", seed / 4], ["radius", 0, "", None])
+        write_record(planned, f"peer_glow_seed{seed}", glow, **timed(3.2, 3.0, *latents))
+        write_record(planned, f"minutes_glow_seed{seed}", fewer)
+    table = table_of(planned)
+    glow = {"model": "msds1_glow"}
+    assert results.number(table, "peer", **glow, factor="pictures", at=2) == 3.0
+    assert results.number(table, "peer_mean", **glow, factor="minutes") == pytest.approx(3.6)
+    batch = PLAN["peer_glow_seed1"].get("batch_size", 16)
+    cost = results.number(table, "peer_cost", **glow)
+    assert cost == pytest.approx(3 * 16 / batch)
+    pictures, minutes = (
+        results.number(table, "peer_run", **glow, factor=of, at="minutes")
+        for of in ("pictures", "minutes")
+    )
+    assert minutes == pytest.approx(pictures * cost * 0.1 / 60), "of lean's best step of 16"
+    assert results.number(table, "peer_separation", **glow, factor="trained") == 0.375
+    assert not len(results.select(table, "peer_radius")), "nothing that is not finite"
+    gaps = results.select(table, "peer_difference", factor="glow less lean").set_index("at")
+    assert gaps["value"].to_dict() == pytest.approx({"pictures": 0.9, "minutes": 1.5})
+    assert gaps.loc["pictures", "high"] - 0.9 == pytest.approx(38.19 * 0.1, abs=0.01), "of three"
+    assert gaps.loc["minutes", "high"] == pytest.approx(1.5), "the less, by seed, is lean's"
+
+
+def test_steps_are_taken_from_the_step_before(planned):
+    names = {"step_small_batch": 3.0, "slow_lr_0.03": 2.5, "slow_gain": 2.9}
+    for name, bpd in names.items():
+        write_record(planned, f"{name}_seed1", bpd)
+    write_json(planned / records.FOLDER / "slow_lr_0.1_seed1.json", {"diverged": "at step 3"})
+    table = table_of(planned)
+    assert results.number(table, "step", factor="rate", at=1) == 12.5, "validation"
+    (change,) = results.select(table, "step_change").to_dict("records")
+    assert (change["factor"], change["value"]) == ("rate", -0.5)
+    slow = results.select(table, "slow").set_index("factor")["value"].to_dict()
+    assert slow == pytest.approx({"gain": -0.1, "lr_0.03": -0.5})
+
+
+def test_the_published_network_is_among_the_models(planned):
+    write_record(planned, "published_msds1_gaussian", 1.9)
+    table = table_of(planned)
+    model = {"model": "msds1_gaussian_published"}
+    assert results.number(table, "bpd", **model, at="test") == 1.9
+    assert results.number(table, "validation", **model, at=60_000) == 11.9
+    assert results.number(table, "parameters", **model) == 7
+
+
+def test_every_step_and_pair_is_planned():
+    stems = {name.rpartition("_seed")[0] or name for name in PLAN}
+    assert {*comparisons.STEPS.values(), "step_muon"} <= stems
+    for pair in comparisons.PAIRS:
+        of, less = pair.split(" less ")
+        assert any(
+            {s + of, other + less} <= stems for s, (*_, other) in comparisons.BUDGETS.items()
+        )
