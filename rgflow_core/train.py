@@ -94,7 +94,9 @@ class Settings:
     epochs: Count = knob(60, "passes through the data, or through --images-per-epoch")
     batch_size: Count = knob(512, "pictures in a step")
     lr: Positive = knob(1e-3, "learning rate")
-    optimizer: one_of(("adamw", "muon")) = knob("adamw", "muon is for the square matrices alone")
+    optimizer: one_of(("adamw", "muon", "muon_all")) = knob(
+        "adamw", "muon is for the square matrices alone, muon_all for all of the networks"
+    )
     matrix_lr: Positive = knob(0.02, "learning rate of Muon")
     weight_decay: NotNegative = knob(5e-5, "weight decay of AdamW")
     beta2: Annotated[float, Field(gt=0, lt=1)] = knob(0.999, "decay of AdamW's second moment")
@@ -220,15 +222,16 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def _optimizers(settings: Settings, model: PictureModel) -> list[torch.optim.Optimizer]:
-    """AdamW, for all parameters or for all but the square matrices, which Muon then has."""
-    muon = settings.optimizer == "muon"
-    square, rest = [], []
-    for p in model.parameters():
-        is_matrix = p.ndim in (2, 3) and p.shape[-2] == p.shape[-1]  # or a stack of them
-        (square if muon and is_matrix else rest).append(p)
+    """AdamW, for all parameters or for all but the matrices, square or any, which Muon then has."""
+    muon, every = settings.optimizer != "adamw", settings.optimizer == "muon_all"
+    matrices, rest = [], []
+    for name, p in model.named_parameters():  # or stacks of matrices, but not of vectors
+        of_kind = name.endswith(("weight", "weight_v")) if every else p.shape[-2:-1] == p.shape[-1:]
+        (matrices if muon and p.ndim in (2, 3) and of_kind else rest).append(p)
     decay, betas = settings.weight_decay, (0.9, settings.beta2)
     adamw = torch.optim.AdamW(rest, lr=settings.lr, betas=betas, weight_decay=decay, fused=True)
-    return [adamw, Muon(square, settings.matrix_lr)] if square else [adamw]
+    steps = 3 if every else 5  # of the published width's training step five are half
+    return [adamw, Muon(matrices, settings.matrix_lr, steps)] if matrices else [adamw]
 
 
 STATE = ("step", "seconds", "history", "running", "starts")

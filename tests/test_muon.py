@@ -1,5 +1,6 @@
 """Muon against the singular value decomposition and torch's own."""
 
+import pytest
 import torch
 
 from rgflow_core.muon import MOMENTUM, Muon, orthogonalise
@@ -15,6 +16,21 @@ def test_orthogonalise_makes_singular_values_near_one():
     u, _, v = torch.linalg.svd(matrices.double())
     cosine = (out * (u @ v)).sum((1, 2)) / (out.norm(dim=(1, 2)) * (u @ v).norm(dim=(1, 2)))
     assert (cosine > 0.95).all()
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (5, 12, 24), (2, 3, 24, 12)])
+def test_matrices_may_be_wide_or_tall_or_stacked(shape):
+    matrices = torch.randn(shape)
+    out = orthogonalise(matrices, steps=8)
+    values = torch.linalg.svdvals(out)
+    assert out.shape == shape
+    assert 0.6 < values.min() < values.max() < 1.3
+    assert torch.linalg.svdvals(orthogonalise(matrices, steps=1)).min() < 0.5
+    moved = torch.nn.Parameter(torch.zeros(shape))
+    moved.grad = matrices
+    Muon([moved], 0.1).step()
+    norm = 0.1 * (shape[-2] / shape[-1]) ** 0.5
+    assert torch.linalg.svdvals(moved.detach()).max() == pytest.approx(norm, rel=0.3)
 
 
 def test_its_products_may_be_in_bfloat16():

@@ -130,16 +130,18 @@ def test_a_flow_whose_samples_explode_is_trained_all_the_same(tmp_path, monkeypa
     assert not [*(tmp_path / "run" / "samples").glob("*")]
 
 
-def test_muon_takes_the_hidden_matrices_and_no_triangle():
+def test_muon_takes_the_hidden_matrices_or_all_and_no_triangle():
     taken = {
         "glow": {(1, 7, 7)},
         "realnvp": {(9, 7, 7)},
         "realnvp_doubling": {(9, 12, 12), (9, 24, 24)},
     }
-    for kind, wanted in taken.items():
-        run = train.Run(
-            replace(RUN, model=f"small_{kind}", optimizer="muon"), ROOT, train.Ranks("cpu"), 64, ""
-        )
+    taken = {f"small_{kind}": ("muon", wanted) for kind, wanted in taken.items()}
+    ends = {(2, 64, 64), (2, 48, 64), (2, 64, 48)}
+    taken |= {"narrow": ("muon_all", ends), "lean": ("muon_all", {(88, 24), (88, 88), (120, 88)})}
+    for model, (optimizer, wanted) in taken.items():
+        settings = replace(RUN, model=model, optimizer=optimizer, image_size=32)
+        run = train.Run(settings, ROOT, train.Ranks("cpu"), 64, "")
         (muon,) = (o for o in run.optimizers if isinstance(o, Muon))
         assert {tuple(p.shape) for p in muon.param_groups[0]["params"]} == wanted
 

@@ -99,6 +99,7 @@ def test_outliers_are_learned_from_unless_excluded(tmp_path, whole, monkeypatch)
 KNOBS = [
     {"lr": 1e-3}, {"clip": 0.1}, {"weight_decay": 1.0}, {"beta2": 0.5}, {"warmup": 0}, {"seed": 1},
     {"schedule": "cosine"}, {"flip": True}, {"without_noise": True}, {"optimizer": "muon"},
+    {"optimizer": "muon_all"},
     {"dequantisation": "uniform"}, {"standardise": False},
 ]  # fmt: skip
 
