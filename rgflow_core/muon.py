@@ -48,17 +48,18 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             for shape, same in groupby(group["params"], key=lambda p: p.shape):
-                same = list(same)
-                for p in same:
-                    if "momentum" not in self.state[p]:
-                        self.state[p]["momentum"] = torch.zeros_like(p)
-                momenta = [self.state[p]["momentum"] for p in same]
-                gradients = [p.grad for p in same]
-                torch._foreach_mul_(momenta, MOMENTUM)
-                torch._foreach_add_(momenta, gradients)
-                nesterov = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
-                few = max(1, 2**20 // same[0].numel())  # at a time: the cache should hold them
-                parts = torch.stack(nesterov).split(few)
-                updates = [u for part in parts for u in orthogonalise(part, self.steps)]
+                same, few = [*same], max(1, 2**20 // shape.numel())
                 rate = group["lr"] * (shape[-2] / shape[-1]) ** 0.5
-                torch._foreach_add_(same, updates, alpha=-rate)
+                for start in range(0, len(same), few):  # the cache should hold what is at work
+                    self._move(same[start : start + few], rate)
+
+    def _move(self, some: list[nn.Parameter], rate: float) -> None:
+        for p in some:
+            if "momentum" not in self.state[p]:
+                self.state[p]["momentum"] = torch.zeros_like(p)
+        gradients, momenta = zip(*((p.grad, self.state[p]["momentum"]) for p in some), strict=True)
+        torch._foreach_mul_(momenta, MOMENTUM)
+        torch._foreach_add_(momenta, gradients)
+        nesterov = torch._foreach_add(gradients, momenta, alpha=MOMENTUM)
+        updates = orthogonalise(torch.stack(nesterov), self.steps)
+        torch._foreach_add_(some, [*updates], alpha=-rate)
