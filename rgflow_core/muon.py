@@ -48,10 +48,10 @@ class Muon(torch.optim.Optimizer):
     def step(self) -> None:
         for group in self.param_groups:
             for shape, same in groupby(group["params"], key=lambda p: p.shape):
-                same, few = [*same], max(1, 2**20 // shape.numel())
+                alike, few = [*same], max(1, 2**20 // shape.numel())
                 rate = group["lr"] * (shape[-2] / shape[-1]) ** 0.5
-                for start in range(0, len(same), few):  # the cache should hold what is at work
-                    self._move(same[start : start + few], rate)
+                for start in range(0, len(alike), few):  # the cache holds what is at work
+                    self._move(alike[start : start + few], rate)
 
     def _move(self, some: list[nn.Parameter], rate: float) -> None:
         for p in some:

@@ -25,9 +25,9 @@ PAIRS += ("glow8 less lean8", "laplace less lean")
 # From the published recipe to ours, each change kept: what it is called, and its runs.
 STEPS = {
     "published": "step_published", "small batch": "step_small_batch", "rate": "slow_lr_0.03",
-    "Muon": "slow_muon_lr_0.03", "lean networks": "step_lean_networks", "NLSq": "peer_lean",
+    "Muon": "slow_muon_lr_0.03", "lean networks": "step_lean_networks", "NLSq": "step_nlsq",
     "order": "step_order", "block size": "step_block_size", "learned noise": "step_learned_noise",
-    "rates, start": "peer_lean8",
+    "rates, start": "step_start",
 }  # fmt: skip
 
 
