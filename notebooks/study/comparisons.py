@@ -122,7 +122,7 @@ def rows(root: Path) -> list[dict]:
             if own and timed[flow]:
                 model = f"{set_name}_{flow}"
                 made += _flow_rows(model, budget, own, timed[flow], min(steps) / 16)
-    for name in ("published", "published_way"):
+    for name in ("published", "published_narrow", "published_way"):
         for record in runs[f"{name}_msds1_gaussian"].values():
             made += records.run_rows(f"msds1_gaussian_{name}", record)
     return made + _pair_rows(runs) + _recipe_rows(runs)
