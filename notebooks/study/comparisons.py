@@ -109,6 +109,9 @@ def _recipe_rows(runs: dict[str, Runs]) -> list[dict]:
         base = "step_muon" if name.startswith("slow_muon") else "step_small_batch"
         sides = (_tested(runs[of]) for of in (name, base))
         rows += records.difference("slow", *sides, factor=name.removeprefix("slow_"))
+    for one in [*runs["step_small_batch"].values()][:1]:  # all are alike in these
+        facts = {"pictures": one["images_seen"], "batch": one["settings"]["batch_size"]}
+        rows += [row("slow_run", value, factor=of) for of, value in facts.items()]
     return rows
 
 

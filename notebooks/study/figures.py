@@ -41,6 +41,12 @@ OTHERS = {
     "gaussian_affine": {
         "color": "0.4", "marker": "^", "linestyle": ":", "label": "Gaussian, affine coupling"
     },
+    "gaussian_published": {
+        "color": RED, "marker": "D", "linestyle": "-", "label": "Gaussian, published network"
+    },
+    "gaussian_published_narrow": {
+        "color": GREEN, "marker": "v", "linestyle": "-.", "label": "Gaussian, published kind, narrow"
+    },
     "gaussian_lean8": PRIORS["gaussian"] | {"mfc": "white", "label": "Gaussian, lean8"},
     "laplace_lean8": PRIORS["laplace"] | {"mfc": "white", "label": "Laplace, lean8"},
 }  # fmt: skip
