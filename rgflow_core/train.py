@@ -40,6 +40,7 @@ from rgflow_core.files import (
     provenance,
     refusing_damage,
     replacing,
+    sha256,
     write_json,
 )
 from rgflow_core.flow import LEAN, LEAN8, LEAN8_AUTOREGRESSIVE, LEAN_AFFINE, RGFlowConfig, config_of
@@ -105,6 +106,7 @@ class Settings:
     warmup: Whole = knob(0, "steps over which the learning rate rises")
     schedule: one_of(("constant", "cosine")) = knob("constant", "of the learning rate")
     standardise: bool = knob(False, "start from the data's mean and deviation (lean models)")
+    start_from: Name | None = knob(None, "begin with the weights of a model of the same kind")
     flip: bool = knob(False, "mirror training pictures at random (natural sets always do)")
     dequantisation: one_of(("uniform", "learned")) = knob(
         "uniform", "noise within a byte; learned with the flow, the bound is tighter"
@@ -479,12 +481,28 @@ def begin(run: Run, images: Tensor) -> None:
     if settings.compile:
         with precision(settings.precision, ranks.device):
             compile_couplings(model.flow)
-    if settings.standardise and not run.step:  # the same in each process
+    if settings.start_from and not run.step:
+        _start_from(run, settings.start_from)
+    elif settings.standardise and not run.step:  # the same in each process
         count, seed = len(images), settings.seed
         index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
         with torch.no_grad():
             y, *_ = model.transform(images[index], model.noise(index, seed, passes))
         model.flow.standardise(y)
+
+
+def _start_from(run: Run, path: str) -> None:
+    """Give a run that begins the weights of a file, whose prior may be another."""
+    other, model = checkpoints.load(path), run.model
+    state, own = checkpoints.tensors(other), checkpoints.tensors(model)
+    if other.flow.config != run.config or state.keys() != own.keys():
+        raise UserError(
+            f"--start-from {path}: not of the run's kind; --model, --image-size and "
+            "--dequantisation must be its own"
+        )
+    checkpoints.fill(model, state)
+    run.starts[-1]["weights"] = sha256(path)
+    log.info(f"Begins with the weights of {path}")
 
 
 def step(

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from support import close, randomise
+from support import close, lattice_normal, randomise, small_flow
 
+from rgflow_core import RGFlow, RGFlowConfig
 from rgflow_core.networks import SUBNETS, WeightNormLinear, merge_parity, split_parity
-from study.ablations import ABLATIONS, SUSPECTS
+from study.ablations import ABLATIONS, SUSPECTS, grow_
 
 
 def plain(subnet, name, half, is_odd):
@@ -73,3 +74,17 @@ def test_the_suspects_change_what_they_say():
             linear.weight_g.copy_(linear.weight_v.norm(dim=-1, keepdim=True))
     for a, b in zip(plain.prepare()(half, 1), normed.prepare()(half, 1), strict=True):
         close(a, b, 1e-5)
+
+
+def test_a_network_grows_without_changing_its_function():
+    sizes = {"image_size": 8, "channels": 1, "coupling_layers": 1, "mlp_depth": 2}
+    small = small_flow(**sizes, hidden=4)
+    large = RGFlow(RGFlowConfig(**sizes, hidden=10, res_blocks=3)).double()
+    grow_(large, small)
+    y = lattice_normal(small, 5)
+    for ours, theirs in zip(large(y), small(y), strict=True):
+        close(ours, theirs, 1e-12)
+    large(y)[1].sum().backward()
+    old, *new = large.levels[0].decimator.couplings[0].subnet.linears
+    assert old[1].weight_v.grad[:, :4, 4:].all(), "what is new is learned from at once"
+    assert all(linears[-1].weight_g.grad.all() for linears in new)

@@ -31,7 +31,8 @@ def test_records_are_of_the_plan():
     names = {path.stem for path in (ROOT / records.FOLDER).glob("*.json")}
     for name, record in records.read(ROOT, list(names)).items():
         wanted = train.Settings(**train.LEAN_RECIPE | PLAN[name])
-        here = {"data_root": "x", "workers": 1, "checkpointing": False}  # a machine's own
+        # A machine's own, and where the smaller model is that one has grown from.
+        here = {"data_root": "x", "workers": 1, "checkpointing": False, "start_from": None}
         # Before it was a knob, every run had the lean recipe's.
         trained = train.Settings(**{"outlier_bpd": 16.0} | record["settings"] | here)
         assert trained == replace(wanted, **here)
@@ -107,6 +108,31 @@ def test_make(planned, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["records", "--plan", records.PEERS])
     records.main()
     assert capsys.readouterr().out.splitlines()[-1] == "", "all have records"
+
+
+def test_a_network_that_has_grown(planned, monkeypatch):
+    sizes = {"coupling_layers": 1, "res_blocks": 1, "mlp_depth": 1}
+    for name, hidden in (("small", 2), ("large", 4)):
+        monkeypatch.setitem(train.MODELS, name, sizes | {"hidden": hidden})
+    fields = {"dataset": "msds1", "prior": "gaussian", "data_root": str(ROOT / "data")}
+    fields |= {"epochs": 1, "train_images": 64, "val_images": 32}
+    plan = {
+        "narrow": {"common": fields, "runs": {"narrow": {"model": "small"}}},
+        "wide": {
+            "grown_from": "narrow",
+            "common": fields | {"lr": 1e-12, "matrix_lr": 1e-12},
+            "runs": {"wide": {"model": "large"}},
+        },
+    }
+    write_json(planned / records.PLAN, {})
+    write_json(planned / records.PEERS, plan)
+    wide = read_json(records.make("wide", planned))
+    before = wide["grown_from"]
+    assert before == read_json(planned / "runs" / "study" / "narrow" / "record.json")
+    assert wide["parameters"] > before["parameters"]
+    assert wide["validation"][0]["bpd"] == pytest.approx(before["validation"][0]["bpd"], abs=1e-5)
+    at = [row["at"] for row in records.run_rows("wide", wide) if row["quantity"] == "validation"]
+    assert at == ["128"], "pictures of both"
 
 
 def write_record(root, name: str, bpd: float, **settings: object) -> None:

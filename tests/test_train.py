@@ -32,6 +32,7 @@ from support import (
 )
 
 from rgflow_core import RGFlow, RGFlowConfig, checkpoints, datasets, evaluate, load, sample, train
+from rgflow_core.files import sha256
 from rgflow_core.model import PictureModel
 from rgflow_core.priors import Prior
 
@@ -108,6 +109,17 @@ KNOBS = [
 def test_a_knob_changes_what_is_learned(knob, one_epoch, tmp_path):
     ours = run(tmp_path, **{"epochs": 1, "schedule": "constant"} | knob)
     assert not same(weights(ours), weights(one_epoch / "model.safetensors"))
+
+
+def test_a_run_begins_with_the_weights_of_a_file(one_epoch, tmp_path):
+    path = one_epoch / "model.safetensors"
+    ours = run(tmp_path / "on", epochs=1, start_from=str(path), prior="gaussian", lr=1e-12)
+    theirs, state = weights(path), weights(ours)
+    assert all(torch.allclose(state[name], theirs[name]) for name in theirs), "nor standardised"
+    (start,) = json.loads((ours.parent / "record.json").read_text())["starts"]
+    assert start["weights"] == sha256(path)
+    message = said_by(run, tmp_path / "not", start_from=str(path), dequantisation="uniform")
+    assert re.search("--start-from .*model.safetensors: not of the run's kind", message)
 
 
 # Stopped and resumed

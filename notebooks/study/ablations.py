@@ -1,14 +1,14 @@
 """Changes of the published network, one each: of IGF23's list of details, and what may make it slow.
 
 Importing this adds them to the core's networks, and the narrow and slim models that the study trains with
-them to the models of ``rgflow_core.train``.
+them to the models of ``rgflow_core.train``. :func:`grow_` makes a narrow network a wide one.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rgflow_core import LEAN, LEAN8, train
+from rgflow_core import LEAN, LEAN8, RGFlow, train
 from rgflow_core.networks import SUBNETS, Parameters, PublishedSubnet, WeightNormLinear
 
 
@@ -109,6 +109,33 @@ SUSPECTS = {
     "open_gain": OpenGain, "without_weight_norm": WithoutWeightNorm, "own_halves": OwnHalves,
 }  # fmt: skip
 SUBNETS |= ABLATIONS | SUSPECTS
+
+
+@torch.no_grad()
+def grow_(large: RGFlow, small: RGFlow) -> None:
+    """Let a new published network be the function of a trained one that is narrower or has fewer blocks.
+
+    What is new sees everything and is seen by nothing yet: its outgoing weights are zero, its
+    incoming ones as drawn (as in Net2Net, Chen et al. 2015, arXiv:1511.05641, but not copied). A
+    residual block too many divides its input by sqrt(2); the gain makes up for it.
+    """
+    old = (m for m in small.modules() if isinstance(m, PublishedSubnet))
+    new = (m for m in large.modules() if isinstance(m, PublishedSubnet))
+    for trained, wide in zip(old, new, strict=True):
+        count = len(trained.linears)
+        for linears in wide.linears[count:]:
+            linears[-1].weight_g.zero_()
+        for k, linears in enumerate(trained.linears):
+            for j, linear in enumerate(linears):
+                rows, columns = linear.weight_v.shape[1:]
+                other = wide.linears[k][j]
+                other.weight_v[:, :rows, columns:] = 0
+                other.weight_v[:, :rows, :columns] = linear.weight_v
+                other.weight_g[:, :rows] = linear.weight_g
+                other.bias[:, :rows] = linear.bias
+                wide.alphas[k][j][:, :columns] = trained.alphas[k][j]
+        wide.gain.copy_(trained.gain * 2 ** (0.5 * (len(wide.linears) - count)))
+
 
 _NARROW = {"hidden": 64, "res_blocks": 2}
 # Half or a quarter of the coupling layers: a third of the time a step takes.

@@ -7,7 +7,7 @@ runs that have no whole record are listed.
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pandas as pd
@@ -85,7 +85,9 @@ def make(name: str, root: Path) -> Path:
         from study import peers  # noqa: F401  their library is an extra
 
     folder = root / "runs" / "study" / name
-    settings = train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | runs[name])
+    settings = _settings(root, runs[name])
+    if small := (read_json(root / PLAN) | read_json(root / PEERS))[group].get("grown_from"):
+        settings, before = _grown(root, name, settings, small, runs[small])
     try:
         weights = train.train(settings, folder)
     except train.Diverged as problem:
@@ -106,6 +108,8 @@ def make(name: str, root: Path) -> Path:
     # The FLOP/s are of the same hour, for what "minutes" mean.
     facts = read_json(folder / "record.json") | {"name": name, "matrix_peak": peak}
     facts |= _judged(model, test.images, shipped)
+    if small:
+        facts["grown_from"] = before
     if group.startswith(ASKED):
         facts["latents"] = answers.answers(model, settings.dataset, root)
         if name in others:
@@ -116,6 +120,25 @@ def make(name: str, root: Path) -> Path:
     if shipped:
         report.write(root / "weights" / "README.md", "cards", records=shipped_records(root))
     return record
+
+
+def _settings(root: Path, planned: dict) -> train.Settings:
+    return train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | planned)
+
+
+def _grown(
+    root: Path, name: str, settings: train.Settings, small: str, planned: dict
+) -> tuple[train.Settings, dict]:
+    """Settings of a run that begins as a smaller model, trained before it, and that one's record."""
+    runs = root / "runs" / "study"
+    path = runs / f"{name}_start.safetensors"
+    if not path.exists():
+        trained = load(train.train(_settings(root, planned), runs / small))
+        torch.manual_seed(settings.seed)
+        flow = train.flow_config(settings).build()
+        ablations.grow_(flow, trained.flow)
+        checkpoints.save(PictureModel(flow, trained.prior), path)
+    return replace(settings, start_from=str(path)), read_json(runs / small / "record.json")
 
 
 def _judged(model: PictureModel, images: Tensor, shipped: bool) -> dict:
@@ -266,8 +289,11 @@ def _change_rows(root: Path) -> list[dict]:
 def run_rows(name: str, record: dict, tested: bool = True) -> list[dict]:
     """A single run: its validation while training, bounds, parameters, and test bits."""
     count = {"images": record["settings"]["val_images"]}
-    points = record["validation"]
-    rows = [_mean_row("validation", one | count, name, at=one["images"]) for one in points]
+    before = record.get("grown_from", {}).get("images_seen", 0)
+    rows = [
+        _mean_row("validation", one | count, name, at=before + one["images"])
+        for one in record["validation"]
+    ]
     for draws, bound in record.get("importance_weighted", {}).items():
         rows.append(_mean_row("bound", bound, name, at=draws))
     if tested:
