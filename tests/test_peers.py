@@ -168,7 +168,7 @@ TUNED = ("glow", "realnvp", "flat")
 def comparisons(peer: str) -> list[str]:
     stems = [f"{of}_{peer}" for of in ("peer", "minutes", "fashion_mnist")]
     stems += ["peer_glow8", "long_fashion_glow"] * (peer == "glow")  # others have lean8's recipe
-    stems += ["fashion_mnist_laplace"] * (peer == "lean")
+    stems += ["fashion_mnist_laplace", "peer_lean_affine"] * (peer == "lean")
     return [name for name in PLAN if name.partition("_seed")[0] in stems]
 
 
@@ -180,8 +180,11 @@ def check_tuning(peer: str, plan: dict[str, dict], found: dict[str, dict]) -> No
         assert not found.keys() & set(names), "compared before it was tuned"
         return
     bits = {n: found[n]["validation"][-1]["bpd"] for n in tried if "test" in found[n]}
-    rates = {n: tried[n].lr for n in tried if n.startswith(f"tuning_{peer}_lr_")}
-    if peer in TUNED:
+    adamw = {n: tried[n].lr for n in tried if n.startswith(f"tuning_{peer}_lr_")}
+    muon = {
+        n: own.matrix_lr for n, own in tried.items() if "_muon_0" in n or n == "tuning_lean_batch_8"
+    }
+    for rates in filter(None, (adamw, muon)):
         rate = rates[min(rates.keys() & bits.keys(), key=bits.get)]
         assert min(rates.values()) < rate < max(rates.values()), "the best rate is at an end"
     best = tried[min(bits, key=bits.get)]
@@ -189,7 +192,7 @@ def check_tuning(peer: str, plan: dict[str, dict], found: dict[str, dict]) -> No
     kinds = ["doubling", "net_actnorm"] + ["coupling_layers"] * (peer == "glow")
     for name in names:
         used = planned_settings(plan[name])
-        if name.startswith((f"peer_{peer}_", f"minutes_{peer}_")):  # others are of another size
+        if name.startswith((f"peer_{peer}_seed", f"minutes_{peer}_")):  # others are other models
             assert used.model == best.model, name
         assert [getattr(used, k) for k in knobs] == [getattr(best, k) for k in knobs], name
         models = (train.MODELS[settings.model] for settings in (used, best))

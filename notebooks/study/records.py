@@ -29,6 +29,7 @@ SUBSET = 500
 ASKED = ("seeds", "peers_", "fashion", "published")  # groups asked what notebooks 05 and 06 ask
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 BRIEF = ("changes", "tuning8", "tuning_", "grid", "slow", "steps")  # beginnings of groups
+COMPARED = ("peers_", "minutes_", "fashion")  # these are judged whole; they may diverge too
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
 
@@ -91,7 +92,7 @@ def make(name: str, root: Path) -> Path:
     try:
         weights = train.train(settings, folder)
     except train.Diverged as problem:
-        if not group.startswith(BRIEF):
+        if not group.startswith((*BRIEF, *COMPARED)):
             raise
         # What a change does to the training is its result, also if nothing is left of it.
         facts = {"name": name, "settings": asdict(settings), "diverged": str(problem)}
