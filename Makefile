@@ -41,7 +41,7 @@ TRAINED := msds1_gaussian $(if $(WEIGHTS),,msds1_laplace $(if $(filter smoke,$(P
 MODELS := $(or $(WEIGHTS),$(TRAINED:%=$(R)/02_training_%.ipynb))
 ANALYSES := 03_bpd_evaluation 04_sparsity 05_receptive_fields 06_latent_space
 FIGURES := fig01_data fig02_lattice fig03_mixing fig04_probes fig05_fields fig06_growth fig07_priors fig08_bits \
-	fig09_curves fig10_changes fig11_samples
+	fig09_curves fig10_changes fig11_samples fig12_peers
 FIGURES := $(foreach kind,png pdf csv,$(FIGURES:%=figures/%.$(kind))) $(patsubst %,figures/%.npz,$(filter \
 	%_data %_fields %_samples %_mixing,$(FIGURES)))
 

@@ -206,8 +206,11 @@ def test_the_peers_are_tuned(peer):
 
 @pytest.mark.parametrize("peer", TUNED)
 def test_a_peer_that_is_not_tuned_is_found(peer):
-    best, rates = f"tuning_{peer}_muon_0.01", [n for n in PLAN if f"tuning_{peer}_lr_" in n]
-    low, middle, *_, high = sorted(rates, key=lambda name: PLAN[name]["lr"])
+    def by(rate: str, part: str) -> list[str]:
+        names = [n for n in PLAN if n.startswith(f"tuning_{peer}_{part}_0")]
+        return sorted(names, key=lambda name: PLAN[name][rate])
+
+    (low, middle, *_, high), (_, best, *_, largest) = by("lr", "lr"), by("matrix_lr", "muon")
     bits = {n: 3.0 for n in PLAN if n.startswith(f"tuning_{peer}_")} | {middle: 2.5, best: 2.0}
     found = {n: {"test": {}, "validation": [{"bpd": bpd}]} for n, bpd in bits.items()}
     knobs = {k: PLAN[best].get(k, 16) for k in ("lr", "optimizer", "matrix_lr", "batch_size")}
@@ -221,8 +224,9 @@ def test_a_peer_that_is_not_tuned_is_found(peer):
             check_tuning(peer, plan | {name: plan[name] | {knob: value}}, found)
     with pytest.raises(AssertionError, match=names[0]):
         check_tuning(peer, plan | {names[0]: plan[names[0]] | {"model": "lean"}}, found)
-    with pytest.raises(AssertionError, match="at an end"):
-        check_tuning(peer, plan, found | {high: {"test": {}, "validation": [{"bpd": 2.4}]}})
+    for end in (high, largest):
+        with pytest.raises(AssertionError, match="at an end"):
+            check_tuning(peer, plan, found | {end: {"test": {}, "validation": [{"bpd": 1.9}]}})
     del found[low]
     check_tuning(peer, plan, found)
     with pytest.raises(AssertionError, match="before it was tuned"):

@@ -1,4 +1,4 @@
-"""The study's eleven figures, each drawn by one function from the tidy table of results.
+"""The study's twelve figures, each drawn by one function from the tidy table of results.
 
 Each gives ``figure, rows, arrays``: the rows that it shows and, of pictures, the arrays.
 :func:`save` draws one and writes all three. All are a column or a page wide and readable in grey,
@@ -54,6 +54,18 @@ FACTORS = {
     "position": {"color": GREEN, "marker": "^", "linestyle": "-."},
     "angle": {"color": BLUE, "marker": "s", "linestyle": "--"},
     "colour": {"color": RED, "marker": "o", "linestyle": ":"},
+}
+# How each flow of notebook A4 is drawn; those of a colour are of one kind.
+FLOWS = {
+    "lean": {"color": BLUE, "marker": "s", "linestyle": "-"},
+    "laplace": {"color": ORANGE, "marker": "o", "linestyle": "--"},
+    "lean_affine": {"color": PURPLE, "marker": "s", "linestyle": "--"},
+    "flat": {"color": "0.4", "marker": "s", "linestyle": "-"},
+    "glow": {"color": RED, "marker": "^", "linestyle": "-."},
+    "realnvp": {"color": GREEN, "marker": "v", "linestyle": ":"},
+    "lean8": {"color": BLUE, "marker": "D", "linestyle": "-"},
+    "flat8": {"color": "0.4", "marker": "D", "linestyle": "-"},
+    "glow8": {"color": RED, "marker": "P", "linestyle": "-."},
 }
 SEED = {"marker": "o", "linestyle": "none", "mfc": "none", "color": "0.4", "ms": 3.5}
 Drawing = tuple[Figure, pd.DataFrame, dict[str, np.ndarray]]
@@ -531,4 +543,48 @@ def changes(table: pd.DataFrame) -> Drawing:
     axis.margins(x=0.1)
     axis.set_xlabel("test bpd less that of the unchanged\nnetwork, by seed (circles) and mean")
     axis.grid(axis="x")
+    return figure, shown.rows, {}
+
+
+def peers(table: pd.DataFrame) -> Drawing:
+    """Other flows: bits against minutes, differences by seed, and what levels of latents know."""
+    shown, means = _Shown(table), results.select(table, "peer_mean")["model"]
+    sets = sorted({name.partition("_")[0] for name in means}, reverse=True)
+    layout, titles = {"width_ratios": (3, 2.2, 2.4)}, {"fashion": "Fashion-MNIST"}
+    figure, axes = _axes(DOUBLE, 2.4 * len(sets) + 0.6, len(sets), 3, **layout)
+    for (left, middle, right), set_name in zip(axes, sets, strict=True):
+        flows = [flow for flow in FLOWS if f"{set_name}_{flow}" in set(means)]
+        for k, flow in enumerate(flows):
+            name, look = f"{set_name}_{flow}", FLOWS[flow]
+            for budget, more in (("pictures", {"label": flow}), ("minutes", {"mfc": "white"})):
+                bits = shown("peer", model=name, factor=budget)["value"]
+                spent = shown("peer_run", model=name, factor="minutes", at=budget)["value"]
+                left.plot([*spent] * len(bits), bits, **look | more | {"linestyle": "none"})
+            # Of known factors, how far levels are apart; otherwise what each says of the class.
+            for kind, more in (("trained", {}), ("untrained", {"mfc": "white"})):
+                rows = shown("peer_separation", model=name, factor=kind)
+                _points(right, [k] * len(rows), rows, True, **look | more | {"linestyle": "none"})
+            if len(rows := shown("peer_probe", model=name, factor="class")):
+                _line(right, "level", rows, 0.05 * k - 0.2, **look)
+        gaps = shown("peer_difference", model=set_name).sort_values(["factor", "at"])
+        _points(middle, np.arange(len(gaps)), gaps, True, fmt="D", color="black")
+        names = gaps["factor"].str.replace(" less ", "\n− ")
+        names += gaps["at"].map({"pictures": "", "minutes": ", minutes"})
+        middle.set_yticks(range(len(gaps)), names, fontsize=7)
+        middle.axvline(0, color="black", lw=0.6)
+        middle.invert_yaxis()
+        for axis in (left, middle, right):
+            axis.grid(axis="both" if axis is left else "x", alpha=0.3)
+        left.set_ylabel(f"{titles.get(set_name, set_name.upper())}: test bits per dimension")
+        if set_name == "fashion":
+            right.set(xticks=range(4), ylabel="R² of a probe for the class")
+            continue
+        right.set_yticks(range(len(flows)), flows)
+        right.set(xlabel="separation score\n(white: untrained)", xlim=(-0.05, 1))
+        right.invert_yaxis()
+    axes[0, 0].set_title("equal pictures (filled),\nequal minutes (white)")
+    axes[0, 1].set_title("difference, same seed")
+    axes[-1, 0].set_xlabel("minutes of one core")
+    axes[-1, 1].set_xlabel("bits per dimension")
+    _legend(figure, 8)
     return figure, shown.rows, {}
