@@ -1,13 +1,16 @@
 """Settings of the whole suite."""
 
+import shutil
 import signal
 import sys
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from support import ROOT
 
 from rgflow_core import cli
+from study import records
 
 # The same examples on every machine, and no limit on how long one takes to draw or to try.
 settings.register_profile(
@@ -36,6 +39,16 @@ def caches(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("caches")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """A repository with the study's plan and no record."""
+    for folder in ("notebooks", "rgflow_core", "weights", "data"):
+        (tmp_path / folder).mkdir()
+    for name in (records.PLAN, records.PEERS, "data/published.json"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
 
 
 @pytest.fixture

@@ -15,6 +15,8 @@ from scipy import stats
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, load_published, train
 from rgflow_core.errors import UserError
+from rgflow_core.files import write_json
+from study import records
 from study.ablations import ABLATIONS
 
 TINY = {"subnet": "lean", "coupling_layers": 1, "res_blocks": 1, "hidden": 8, "mlp_depth": 1}
@@ -150,3 +152,22 @@ def same(one: object, other: object) -> bool:
         one, other = torch.as_tensor(one), torch.as_tensor(other)
         return one.dtype == other.dtype and torch.equal(one, other)
     return one == other
+
+
+def write_record(root: Path, name: str, bpd: float, **more: object) -> None:
+    """A record of a planned run, of which little is made up; more fields, or others."""
+    planned = records.plan(root) | records.plan(root, path=records.PEERS)
+    settings = {"convention": "unit_variance", "dataset": "msds1"}
+    settings |= train.LEAN_RECIPE | planned[name]
+    pictures = settings.get("epochs", 1) * settings.get("images_per_epoch", 48)
+    record = {
+        "settings": settings,
+        "test": {"bpd": bpd, "stderr": 0.1, "images": 10},
+        "validation": [{"images": pictures, "step": 3, "bpd": bpd + 10, "stderr": 0.1}],
+        "images_seen": pictures,
+        "parameters": 7,
+        "matrix_peak": 1e9,
+        "latents": [["separation", None, "trained", bpd / 2]],
+        "seconds": 60.0,
+    }
+    write_json(root / records.FOLDER / f"{name}.json", record | more)

@@ -1,32 +1,12 @@
 """What tables of results take from the records of other flows, real pictures and recipes."""
 
-import shutil
-
 import pytest
-from support import ROOT
+from support import ROOT, write_record
 
-from rgflow_core import train
 from rgflow_core.files import write_json
 from study import comparisons, records, results
 
 PLAN = records.plan(ROOT, path=records.PEERS)
-
-
-@pytest.fixture
-def planned(tmp_path):
-    """A repository with the plan and no record."""
-    (tmp_path / "data").mkdir()
-    shutil.copy(ROOT / records.PEERS, tmp_path / records.PEERS)
-    return tmp_path
-
-
-def write_record(root, name: str, bpd: float, **more: object) -> None:
-    settings = train.LEAN_RECIPE | PLAN[name]
-    pictures = settings["epochs"] * settings["images_per_epoch"]
-    point = {"images": pictures, "bpd": bpd + 10, "stderr": 0.1}
-    test = {"bpd": bpd, "stderr": 0.1, "images": 10}
-    record = {"settings": settings, "test": test, "validation": [point], "parameters": 7}
-    write_json(root / records.FOLDER / f"{name}.json", record | {"images_seen": pictures} | more)
 
 
 def timed(ours: float, ratio: float, *latents: list) -> dict:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 import torch
-from support import ROOT, TINY
+from support import ROOT, TINY, write_record
 
 from rgflow_core import evaluate, train
 from rgflow_core.files import read_json, write_json
@@ -41,16 +41,6 @@ def test_records_are_of_the_plan():
             count = wanted.val_images if few else 10_000
             assert record["test"]["images"] == count
             assert record["images_seen"] == record["validation"][-1]["images"]
-
-
-@pytest.fixture
-def planned(tmp_path):
-    """A repository with the study's plan and no record."""
-    for folder in ("notebooks", "rgflow_core", "weights", "data"):
-        (tmp_path / folder).mkdir()
-    for name in (records.PLAN, records.PEERS, "data/published.json"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    return tmp_path
 
 
 def test_make(planned, monkeypatch, capsys):
@@ -135,21 +125,6 @@ def test_a_network_that_has_grown(planned, monkeypatch):
     assert at == ["128"], "pictures of both"
 
 
-def write_record(root, name: str, bpd: float, **settings: object) -> None:
-    fields = train.LEAN_RECIPE | records.plan(root)[name] | settings
-    record = {
-        "settings": {"convention": "unit_variance", "dataset": "msds1"} | fields,
-        "test": {"bpd": bpd, "stderr": 0.1, "images": 10},
-        "validation": [{"images": 48, "step": 3, "bpd": bpd + 10, "stderr": 0.1}],
-        "images_seen": 48,
-        "parameters": 7,
-        "matrix_peak": 1e9,
-        "latents": [["separation", None, "trained", bpd / 2]],
-        "seconds": 60.0,
-    }
-    write_json(root / records.FOLDER / f"{name}.json", record)
-
-
 def table_of(root):
     return results.write(root / "results", "03", records.rows(root))
 
@@ -171,7 +146,7 @@ def test_priors_are_compared_by_seed(planned):
     assert records.table(planned, "seeds", "test")["test bpd"].tolist() == [1.0, 1.1, 1.2, 1.4]
     validation = records.table(planned, "seeds", "val")["val bpd"].tolist()
     assert validation == [11.0, 11.1, 11.2, 11.4], "not the test split"
-    assert results.number(table, "seed_run", factor="pictures") == 48
+    assert results.number(table, "seed_run", factor="pictures") == 48_000
     (one,) = results.select(table, "separation_seeds", model="msds1_laplace").to_dict("records")
     assert (one["value"], one["n"]) == (pytest.approx(0.625), 2)
     assert one["low"] == pytest.approx(0.625 - 12.706 * 0.075, abs=1e-3)
