@@ -33,15 +33,12 @@ STEPS = {
 
 
 def read(root: Path) -> dict[str, Runs]:
-    """Name without its seed -> its runs: none where no record is, or where they diverged."""
-    plan = records.plan(root, path=records.PEERS)
-    kept, runs = records.read(root, plan), defaultdict(dict)
-    for name in plan:
-        stem, _, seed = name.rpartition("_seed")
-        runs[stem or name]
-        if name in kept and "diverged" not in kept[name]:
-            runs[stem or name][int(seed) if stem else 0] = kept[name]
-    return runs
+    """Name without its seed -> its runs that have a record and did not diverge."""
+    runs = records.by_seed(root, records.plan(root, path=records.PEERS))
+    return {
+        stem: {seed: record for seed, record in by.items() if "diverged" not in record}
+        for stem, by in runs.items()
+    }
 
 
 def _cost(runs: Runs) -> list[float]:

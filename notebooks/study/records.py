@@ -6,6 +6,7 @@ those under "shipped8" rounded to 16 bits (and their records are of these). With
 runs that have no whole record are listed.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -59,6 +60,17 @@ def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
     """Name -> record, of those that are there."""
     paths = {name: root / FOLDER / f"{name}.json" for name in names}
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def by_seed(root: Path, names: Iterable[str]) -> dict[str, dict[int, dict]]:
+    """Name without its seed -> seed -> record, none where none is there; a single run's seed is 0."""
+    kept, runs = read(root, names), defaultdict(dict)
+    for name in names:
+        stem, _, seed = name.rpartition("_seed")
+        of = runs[stem or name]
+        if name in kept:
+            of[int(seed) if stem else 0] = kept[name]
+    return dict(runs)
 
 
 def complete(root: Path, name: str) -> bool:
@@ -254,13 +266,8 @@ def _change_rows(root: Path) -> list[dict]:
     ``batch_512`` sees as many pictures as the unchanged network, in fewer steps;
     ``batch_512_equal_steps`` is compared with ``few_steps``, the unchanged batch for as few.
     """
-    planned = plan(root, "changes")
-    records, runs = read(root, planned), {}  # change -> seed -> record
-    for name in planned:  # change_CHANGE_seedN
-        change, _, seed = name.removeprefix("change_").rpartition("_seed")
-        runs.setdefault(change, {})
-        if name in records:
-            runs[change][int(seed)] = records[name]
+    runs = by_seed(root, plan(root, "changes")).items()
+    runs = {name.removeprefix("change_"): by for name, by in runs}
     bits = {
         change: {seed: record["test"]["bpd"] for seed, record in by.items() if "test" in record}
         for change, by in runs.items()
