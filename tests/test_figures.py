@@ -11,7 +11,7 @@ from study import figures, results
 RNG = np.random.default_rng(0)
 TABLE = results.read(ROOT / "figures")
 SHOWN = {"one": (["msds1"], ["laplace"]), "four": (["msds1", "msds2"], ["gaussian", "laplace"])}
-OF_TABLE = ["lattice", "curves", "priors", "bits", "growth", "probes", "changes"]
+OF_TABLE = ["lattice", "curves", "priors", "bits", "growth", "probes", "changes", "peers"]
 OF_PICTURES = ["data", "fields", "samples", "mixing"]
 
 
@@ -19,6 +19,7 @@ def measured(sets, priors):
     """What the study measured of some models; of seeds' latents, what no record has is made up."""
     models = [f"{s}_{p}" for s in sets for p in priors]
     kept = ["", "random", "celeba", "msds1_gaussian_affine", *sets, *models]
+    kept += [*results.select(TABLE, "peer_mean")["model"]]
     asked = {"separation_seeds": "trained", "growth_seeds": "radius"}
     ends = {"low": 0.4, "high": 0.6, "n": 3}
     rows = [results.row(q, 0.5, m, factor=f, **ends) for q, f in asked.items() for m in models]

@@ -215,6 +215,7 @@ def test_a_peer_that_is_not_tuned_is_found(peer):
     found = {n: {"test": {}, "validation": [{"bpd": bpd}]} for n, bpd in bits.items()}
     knobs = {k: PLAN[best].get(k, 16) for k in ("lr", "optimizer", "matrix_lr", "batch_size")}
     plan, names = dict(PLAN), comparisons(peer)
+    plan[best] = plan[best] | {"model": PLAN[f"peer_{peer}_seed1"].get("model", "lean")}
     for name in names:
         plan[name] = knobs | {"model": PLAN[name]["model"]}
     check_tuning(peer, plan, found)
