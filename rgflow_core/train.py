@@ -105,8 +105,10 @@ class Settings:
     outlier_bpd: Positive | None = knob(None, "do not learn from pictures worse than this")
     warmup: Whole = knob(0, "steps over which the learning rate rises")
     schedule: one_of(("constant", "cosine")) = knob("constant", "of the learning rate")
-    standardise: bool = knob(False, "start from the data's mean and deviation (lean models)")
-    start_from: Name | None = knob(None, "begin with the weights of a model of the same kind")
+    standardise: bool = knob(
+        False, "start from the data's mean and deviation (lean models, random weights)"
+    )
+    start_from: Name | None = knob(None, "begin with the weights of this .safetensors of ours")
     flip: bool = knob(False, "mirror training pictures at random (natural sets always do)")
     dequantisation: one_of(("uniform", "learned")) = knob(
         "uniform", "noise within a byte; learned with the flow, the bound is tighter"
@@ -435,6 +437,8 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     # Before anything is written: what is missing or damaged should leave nothing behind.
     if settings.precision == "tf32" and ranks.device.type != "cuda":
         raise UserError(f"precision tf32 needs an NVIDIA GPU, not {ranks.device.type}")
+    fresh = settings.start_from and not latest_checkpoint(folder)
+    start = _start(settings) if fresh else None
     limits = {"train": settings.train_images, "val": settings.val_images}
     where, workers = settings.data_root, settings.workers
     data, val = (  # of several processes one makes them, the others wait
@@ -458,7 +462,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         if not ranks.rank:
             stack.enter_context(logging_to(folder))
         images = data.images.to(ranks.device)
-        begin(run, images)
+        begin(run, images, start)
         loop(run, images, val.images, signals, progress)
         if not ranks.rank:
             run.finish()
@@ -466,8 +470,22 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
     return final
 
 
-def begin(run: Run, images: Tensor) -> None:
-    """Start from the data, or drop what a killed run wrote after its last checkpoint."""
+def _start(settings: Settings) -> PictureModel:
+    """The model whose weights a run begins with; its prior may be another than the run's."""
+    path = settings.start_from
+    if not path.endswith(".safetensors"):
+        raise UserError(f"--start-from {path}: wants a .safetensors of ours, as save() writes it")
+    model, learned = checkpoints.load(path), settings.dequantisation == "learned"
+    if model.flow.config != flow_config(settings) or (model.dequantiser is not None) != learned:
+        raise UserError(
+            f"--start-from {path}: not of the run's kind; --model, --image-size, --dequantisation "
+            "and the colours of --dataset must be its own"
+        )
+    return model
+
+
+def begin(run: Run, images: Tensor, start: PictureModel | None = None) -> None:
+    """Start from a model or the data, or drop what a killed run wrote after its last checkpoint."""
     settings, ranks, model = run.settings, run.ranks, run.model
     run.starts.append({"step": run.step, "commit": provenance()["commit"]})
     run.truncate_metrics()
@@ -481,28 +499,16 @@ def begin(run: Run, images: Tensor) -> None:
     if settings.compile:
         with precision(settings.precision, ranks.device):
             compile_couplings(model.flow)
-    if settings.start_from and not run.step:
-        _start_from(run, settings.start_from)
-    elif settings.standardise and not run.step:  # the same in each process
+    if start and not run.step:
+        checkpoints.fill(model, checkpoints.tensors(start))
+        run.starts[-1]["weights"] = sha256(settings.start_from)
+        log.info(f"Begins with the weights of {settings.start_from}")
+    elif settings.standardise and not settings.start_from and not run.step:  # alike everywhere
         count, seed = len(images), settings.seed
         index, passes = (x.to(images.device) for x in batch_of(0, min(256, count), count, seed))
         with torch.no_grad():
             y, *_ = model.transform(images[index], model.noise(index, seed, passes))
         model.flow.standardise(y)
-
-
-def _start_from(run: Run, path: str) -> None:
-    """Give a run that begins the weights of a file, whose prior may be another."""
-    other, model = checkpoints.load(path), run.model
-    state, own = checkpoints.tensors(other), checkpoints.tensors(model)
-    if other.flow.config != run.config or state.keys() != own.keys():
-        raise UserError(
-            f"--start-from {path}: not of the run's kind; --model, --image-size and "
-            "--dequantisation must be its own"
-        )
-    checkpoints.fill(model, state)
-    run.starts[-1]["weights"] = sha256(path)
-    log.info(f"Begins with the weights of {path}")
 
 
 def step(
@@ -635,7 +641,9 @@ def main() -> None:
             settings = Settings(**given)
             folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
             folder = stack.enter_context(new_folder(folder)) if first else folder
-        final = train(replace(settings, data_root=os.path.abspath(settings.data_root)), folder)
+        paths = {"data_root": settings.data_root, "start_from": settings.start_from}
+        paths = {name: os.path.abspath(path) for name, path in paths.items() if path}
+        final = train(replace(settings, **paths), folder)
     if first:
         print(final)
 

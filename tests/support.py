@@ -155,7 +155,7 @@ def same(one: object, other: object) -> bool:
 
 
 def write_record(root: Path, name: str, bpd: float, **more: object) -> None:
-    """A record of a planned run, of which little is made up; more fields, or others."""
+    """A made-up record of a planned run; ``more`` replaces or adds fields."""
     planned = records.plan(root) | records.plan(root, path=records.PEERS)
     settings = {"convention": "unit_variance", "dataset": "msds1"}
     settings |= train.LEAN_RECIPE | planned[name]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from support import close, lattice_normal, randomise, small_flow
+from support import close, lattice_normal, randomise, said_by, small_flow
 
 from rgflow_core import RGFlow, RGFlowConfig
 from rgflow_core.networks import SUBNETS, WeightNormLinear, merge_parity, split_parity
@@ -88,3 +88,5 @@ def test_a_network_grows_without_changing_its_function():
     old, *new = large.levels[0].decimator.couplings[0].subnet.linears
     assert old[1].weight_v.grad[:, :4, 4:].all(), "what is new is learned from at once"
     assert all(linears[-1].weight_g.grad.all() for linears in new)
+    for other in (small_flow(**sizes | {"coupling_layers": 2}), small_flow(**sizes, subnet="lean")):
+        assert "only published networks grow" in said_by(grow_, large, other)

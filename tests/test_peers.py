@@ -184,7 +184,7 @@ def check_tuning(peer: str, plan: dict[str, dict], found: dict[str, dict]) -> No
     muon = {
         n: own.matrix_lr for n, own in tried.items() if "_muon_0" in n or n == "tuning_lean_batch_8"
     }
-    for rates in filter(None, (adamw, muon)):
+    for rates in (adamw, muon) if peer in TUNED else (muon,):
         rate = rates[min(rates.keys() & bits.keys(), key=bits.get)]
         assert min(rates.values()) < rate < max(rates.values()), "the best rate is at an end"
     best = tried[min(bits, key=bits.get)]
@@ -210,12 +210,12 @@ def test_a_peer_that_is_not_tuned_is_found(peer):
         names = [n for n in PLAN if n.startswith(f"tuning_{peer}_{part}_0")]
         return sorted(names, key=lambda name: PLAN[name][rate])
 
-    (low, middle, *_, high), (_, best, *_, largest) = by("lr", "lr"), by("matrix_lr", "muon")
+    (low, middle, *_, high), (smallest, best, *_, largest) = by("lr", "lr"), by("matrix_lr", "muon")
     bits = {n: 3.0 for n in PLAN if n.startswith(f"tuning_{peer}_")} | {middle: 2.5, best: 2.0}
     found = {n: {"test": {}, "validation": [{"bpd": bpd}]} for n, bpd in bits.items()}
     knobs = {k: PLAN[best].get(k, 16) for k in ("lr", "optimizer", "matrix_lr", "batch_size")}
     plan, names = dict(PLAN), comparisons(peer)
-    plan[best] = plan[best] | {"model": PLAN[f"peer_{peer}_seed1"].get("model", "lean")}
+    plan[best] = plan[best] | {"model": PLAN[f"peer_{peer}_seed1"]["model"]}
     for name in names:
         plan[name] = knobs | {"model": PLAN[name]["model"]}
     check_tuning(peer, plan, found)
@@ -225,7 +225,7 @@ def test_a_peer_that_is_not_tuned_is_found(peer):
             check_tuning(peer, plan | {name: plan[name] | {knob: value}}, found)
     with pytest.raises(AssertionError, match=names[0]):
         check_tuning(peer, plan | {names[0]: plan[names[0]] | {"model": "lean"}}, found)
-    for end in (high, largest):
+    for end in (low, high, smallest, largest):
         with pytest.raises(AssertionError, match="at an end"):
             check_tuning(peer, plan, found | {end: {"test": {}, "validation": [{"bpd": 1.9}]}})
     del found[low]

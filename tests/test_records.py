@@ -36,6 +36,15 @@ def test_records_are_of_the_plan():
         # Before it was a knob, every run had the lean recipe's.
         trained = train.Settings(**{"outlier_bpd": 16.0} | record["settings"] | here)
         assert trained == replace(wanted, **here)
+        if "grown_from" in record:
+            small = next(
+                g["grown_from"]
+                for g in read_json(ROOT / records.PEERS).values()
+                if name in g["runs"]
+            )
+            before = train.Settings(**record["grown_from"]["settings"] | here)
+            assert before == replace(train.Settings(**train.LEAN_RECIPE | PLAN[small]), **here)
+            assert "weights" in record["starts"][0]
         if "diverged" not in record:
             few = wanted.train_images or records.group_of(ROOT, name).startswith(records.BRIEF)
             count = wanted.val_images if few else 10_000

@@ -120,6 +120,15 @@ def test_a_run_begins_with_the_weights_of_a_file(one_epoch, tmp_path):
     assert start["weights"] == sha256(path)
     message = said_by(run, tmp_path / "not", start_from=str(path), dequantisation="uniform")
     assert re.search("--start-from .*model.safetensors: not of the run's kind", message)
+    message = said_by(run, tmp_path / "not", start_from=str(path.with_suffix(".pth")))
+    assert "wants a .safetensors of ours" in message
+    assert not (tmp_path / "not").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        calls(patch, train, "rate_factor", 2, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "again", start_from=str(path))
+    again = run(tmp_path / "again", start_from=str(path))
+    assert same(weights(again), weights(run(tmp_path / "whole", start_from=str(path))))
 
 
 # Stopped and resumed

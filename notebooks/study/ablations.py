@@ -4,11 +4,14 @@ Importing this adds them to the core's networks, and the narrow and slim models 
 them to the models of ``rgflow_core.train``. :func:`grow_` makes a narrow network a wide one.
 """
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rgflow_core import LEAN, LEAN8, RGFlow, train
+from rgflow_core.errors import UserError
 from rgflow_core.networks import SUBNETS, Parameters, PublishedSubnet, WeightNormLinear
 
 
@@ -118,7 +121,13 @@ def grow_(large: RGFlow, small: RGFlow) -> None:
     What is new sees everything and is seen by nothing yet: its outgoing weights are zero, its
     incoming ones as drawn (as in Net2Net, Chen et al. 2015, arXiv:1511.05641, but not copied). A
     residual block too many divides its input by sqrt(2); the gain makes up for it.
+
+    Raises:
+        UserError: for networks that are not the published ones, or flows that differ in more.
     """
+    kinds = (replace(flow.config, hidden=1, res_blocks=1) for flow in (large, small))
+    if len({*kinds}) > 1 or small.config.subnet != "published":
+        raise UserError("only published networks grow, and only in hidden and res_blocks")
     old = (m for m in small.modules() if isinstance(m, PublishedSubnet))
     new = (m for m in large.modules() if isinstance(m, PublishedSubnet))
     for trained, wide in zip(old, new, strict=True):

@@ -23,6 +23,7 @@ BUDGETS = {
 PAIRS = ("flat8 less lean8", "glow less lean", "realnvp less lean", "flat less lean")
 PAIRS += ("glow8 less lean8", "laplace less lean", "lean_affine less lean")
 PAIRS += ("glow less lean_affine", "realnvp less lean_affine")
+GIVE_MINUTES = ("lean", "lean8")  # in whose minutes others were trained
 # From the published recipe to ours, each change kept: what it is called, and its runs.
 STEPS = {
     "published": "step_published", "small batch": "step_small_batch", "rate": "slow_lr_0.03",
@@ -85,12 +86,13 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
     rows = []
     for pair in PAIRS:
         of, less = pair.split(" less ")
-        sides = {start: (start + of, other + less) for start, (*_, other) in BUDGETS.items()}
-        # Whose minutes they are: those of lean, or of lean8.
-        left_out = ("long_fashion_", "minutes_" if less == "lean_affine" else "")
-        sides = {k: v for k, v in sides.items() if {*v} <= runs.keys() and k not in left_out}
-        for start, names in sides.items():
-            set_name, budget, _ = BUDGETS[start]
+        budgets = ("pictures", "minutes") if less in GIVE_MINUTES else ("pictures",)
+        sides = {
+            (set_name, budget): (start + of, other + less)
+            for start, (set_name, budget, other) in BUDGETS.items()
+            if budget in budgets and {start + of, other + less} <= runs.keys()
+        }
+        for (set_name, budget), names in sides.items():
             where = {"model": set_name, "factor": pair, "at": budget}
             bits = (_tested(runs[name]) for name in names)
             rows += records.difference("peer_difference", *bits, len(sides), **where)

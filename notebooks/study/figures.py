@@ -561,7 +561,7 @@ def peers(table: pd.DataFrame) -> Drawing:
                 spent = shown("peer_run", model=name, factor="minutes", at=budget)["value"]
                 left.plot([*spent] * len(bits), bits, **look | more | {"linestyle": "none"})
             # Of known factors, how far levels are apart; otherwise what each says of the class.
-            for kind, more in (("trained", {}), ("untrained", {"mfc": "white"})):
+            for kind, more in (("untrained", {"mfc": "white"}), ("trained", {})):
                 rows = shown("peer_separation", model=name, factor=kind)
                 _points(right, [k] * len(rows), rows, True, **look | more | {"linestyle": "none"})
             if len(rows := shown("peer_probe", model=name, factor="class")):

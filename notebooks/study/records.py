@@ -7,7 +7,7 @@ runs that have no whole record are listed.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def read(root: Path, names: Iterable[str]) -> dict[str, dict]:
     return {name: read_json(path) for name, path in paths.items() if path.exists()}
 
 
-def by_seed(root: Path, names: Iterable[str]) -> dict[str, dict[int, dict]]:
+def by_seed(root: Path, names: Collection[str]) -> dict[str, dict[int, dict]]:
     """Name without its seed -> seed -> record, none where none is there; a single run's seed is 0."""
     kept, runs = read(root, names), defaultdict(dict)
     for name in names:
@@ -144,13 +144,12 @@ def _grown(
 ) -> tuple[train.Settings, dict]:
     """Settings of a run that begins as a smaller model, trained before it, and that one's record."""
     runs = root / "runs" / "study"
-    path = runs / f"{name}_start.safetensors"
-    if not path.exists():
-        trained = load(train.train(_settings(root, planned), runs / small))
-        torch.manual_seed(settings.seed)
-        flow = train.flow_config(settings).build()
-        ablations.grow_(flow, trained.flow)
-        checkpoints.save(PictureModel(flow, trained.prior), path)
+    path = runs.resolve() / f"{name}_start.safetensors"
+    trained = load(train.train(_settings(root, planned), runs / small))  # at once if it was before
+    torch.manual_seed(settings.seed)
+    flow = train.flow_config(settings).build()
+    ablations.grow_(flow, trained.flow)
+    checkpoints.save(PictureModel(flow, trained.prior), path)
     return replace(settings, start_from=str(path)), read_json(runs / small / "record.json")
 
 
