@@ -1,5 +1,6 @@
 """Flows to compare with: their laws, their size, their training by our loop, and what is asked of them."""
 
+import math
 from dataclasses import replace
 from itertools import product
 
@@ -250,7 +251,8 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
         {"intervention"} if set_name == "msds1" else set()
     )
     wanted = {(quantity, h) for quantity in each for h in range(4)} | {("growth", None)}
-    assert asked == wanted | ({("separation", None)} if set_name == "msds1" else set())
+    once = {("separation", None), ("finite", None)}
+    assert asked == wanted | (once if set_name == "msds1" else set())
     values = {(quantity, level, factor): value for quantity, level, factor, value in rows}
     if set_name == "msds1":  # an untrained flow of ours is the identity
         assert values["separation", None, "trained"] == values["separation", None, "untrained"]
@@ -260,8 +262,21 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
     inverse = RGFlow.inverse
     monkeypatch.setattr(RGFlow, "inverse", lambda flow, z: (inverse(flow, z)[0] * torch.nan, None))
     rows = answers.answers(model, set_name, ROOT, pictures=250)
-    of_generated = {"intervention", "separation", "radius", "growth"}
-    assert all((value is None) == (quantity in of_generated) for quantity, *_, value in rows)
+    assert all((v is None) == (quantity in ("radius", "growth")) for quantity, *_, v in rows)
+    assert {v for quantity, *_, v in rows if quantity == "finite"} <= {0.0}
+    assert not [row for row in rows if row[0] in ("intervention", "separation")]
+
+
+def test_what_explodes_is_left_out_and_counted(monkeypatch):
+    levels = [{"global colour": [0.1, 0.1, math.nan], "local colour": [0.6, 0.8, 1.0]}] * 2
+    changes = [{k: torch.tensor(v) for k, v in level.items()} for level in levels]
+    monkeypatch.setattr(answers.separation, "intervene", lambda *_: changes)
+    model = PictureModel(RGFlow(config_of({"hidden": 4, "subnet": "lean"})), Prior("gaussian"))
+    rows = answers.answers(model, "msds1", ROOT, pictures=250)
+    values = {tuple(asked): value for *asked, value in rows}
+    assert values["finite", None, "trained"] == pytest.approx(2 / 3)
+    assert values["intervention", 1, "local colour"] == pytest.approx(0.7)
+    assert values["separation", None, "trained"] == 0
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else():

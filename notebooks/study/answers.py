@@ -15,7 +15,8 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     """Rows (quantity, level, factor, value): interventions, probes, receptive fields.
 
     On a set without factors, the probes are for the class and there are no interventions. A value is
-    ``None`` where generated pictures are not finite. Numbers of latents and samples are in proportion
+    ``None`` where generated pictures are not finite; of interventions the finite ones are taken, if
+    any, and "finite" is their share. Numbers of latents and samples are in proportion
     to that of the pictures for the probes, which is that of the default profile.
     """
     data = datasets.load_split(dataset, "test", root / "data", pictures)
@@ -34,6 +35,12 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
 
         for kind, one in (("trained", model), ("untrained", fresh)):
             changes = separation.intervene(one, few, read)
+            # A picture that explodes when a level is drawn anew is left out of all, and counted.
+            left = torch.stack([v for level in changes for v in level.values()]).isfinite().all(0)
+            rows.append(["finite", None, kind, left.double().mean().item()])
+            if not left.any():
+                continue
+            changes = [{k: v[left] for k, v in level.items()} for level in changes]
             rows.append(["separation", None, kind, separation.score(changes)["value"]])
             if one is model:
                 rows += [
