@@ -50,9 +50,14 @@ def plan(root: Path, group: str | None = None, path: str = PLAN) -> dict[str, di
     }
 
 
+def _groups(root: Path) -> dict[str, dict]:
+    """The groups of both plans."""
+    return read_json(root / PLAN) | read_json(root / PEERS)
+
+
 def group_of(root: Path, name: str) -> str | None:
     """The group of a planned run."""
-    groups = (read_json(root / PLAN) | read_json(root / PEERS)).items()
+    groups = _groups(root).items()
     return next((group for group, planned in groups if name in planned["runs"]), None)
 
 
@@ -99,7 +104,7 @@ def make(name: str, root: Path) -> Path:
 
     folder = root / "runs" / "study" / name
     settings = _settings(root, runs[name])
-    if small := (read_json(root / PLAN) | read_json(root / PEERS))[group].get("grown_from"):
+    if small := _groups(root)[group].get("grown_from"):
         settings, before = _grown(root, name, settings, small, runs[small])
     try:
         weights = train.train(settings, folder)
