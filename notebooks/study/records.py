@@ -149,7 +149,7 @@ def _grown(
 ) -> tuple[train.Settings, dict]:
     """Settings of a run that begins as a smaller model, trained before it, and that one's record."""
     runs = root / "runs" / "study"
-    path = runs.resolve() / f"{name}_start.safetensors"
+    path = runs / f"{name}_start.safetensors"  # relative, as a record keeps it
     trained = load(train.train(_settings(root, planned), runs / small))  # at once if it was before
     torch.manual_seed(settings.seed)
     flow = train.flow_config(settings).build()
