@@ -76,3 +76,19 @@ def test_every_step_and_pair_is_planned():
         assert any(
             {s + of, other + less} <= stems for s, (*_, other) in comparisons.BUDGETS.items()
         )
+
+
+@pytest.mark.parametrize("pair", ["glow less lean", "realnvp less lean", "flat8 less lean8"])
+def test_equal_minutes_are_planned_by_the_costs_that_records_hold(pair):
+    costs = {
+        row["model"]: row["value"]
+        for row in comparisons.rows(ROOT)
+        if row["quantity"] == "peer_cost"
+    }
+    of, less = pair.split(" less ")
+    sides = (PLAN[f"minutes_{of}_seed1"], PLAN[f"peer_{less}_seed1"])
+    minutes = [
+        side["epochs"] * side["images_per_epoch"] * costs[f"msds1_{flow}"]
+        for side, flow in zip(sides, (of, less), strict=True)
+    ]
+    assert minutes[0] == pytest.approx(minutes[1], rel=0.03)
