@@ -99,8 +99,8 @@ test: $(SETUP)  ## ruff, pytest, and nbval on the notebooks
 		--nbval-kernel-startup-timeout=600 notebooks/*.ipynb
 test-browser: $(SETUP)  ## Move the explorer's sliders in headless Chromium
 	type chromium chromedriver >/dev/null && $(ALLCORES) -m pytest tests/test_browser.py -m browser -s
-test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files; fills figures/faults.json
-	$(PYTHON) -m pytest tests/faults --faults figures/faults.json && $(PYTHON) -m study.report faults
+test-faults: $(SETUP)  ## Try to break it: kills, full disks, damaged files
+	$(PYTHON) -m pytest tests/faults --faults
 notebooks: $(SETUP)  ## Run the notebooks in place with their default parameters
 	rm -rf runs/notebooks && $(ONE) -m nbconvert --to notebook --execute --inplace --log-level WARN \
 		--ExecutePreprocessor.record_timing=False --ExecutePreprocessor.startup_timeout=600 notebooks/*.ipynb

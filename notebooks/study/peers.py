@@ -216,7 +216,6 @@ MODELS = {
     "flat8": _FLAT | {"flow": "flat8", "coupling_layers": 9, "order": "paper"},
     "glow_grey": _GLOW | {"hidden": 176},
     "realnvp_grey": _REALNVP | {"coupling_layers": 3},
-    "realnvp_doubling_grey": _REALNVP | {"coupling_layers": 4, "hidden": 10, "doubling": True},
     "flat_grey": _FLAT | {"coupling_layers": 10},
 }
 train.MODELS |= MODELS

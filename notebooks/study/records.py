@@ -337,8 +337,10 @@ def _published_rows(root: Path) -> list[dict]:
 def rows(root: Path) -> list[dict]:
     """All that the committed records and the published table say, as rows of results."""
     made = _seed_rows(root) + _one_epoch_rows(root) + _change_rows(root) + _run_rows(root)
-    for group in read_json(root / PLAN):
-        missing = sum(not complete(root, name) for name in plan(root, group))
+    groups = {group: plan(root, group) for group in read_json(root / PLAN)}
+    groups["flows and pictures of A4"] = plan(root, path=PEERS)
+    for group, names in groups.items():
+        missing = sum(not complete(root, name) for name in names)
         made.append(row("runs_missing", missing, factor=group))
     return made + _published_rows(root) + _latent_rows(root)
 

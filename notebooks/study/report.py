@@ -97,9 +97,7 @@ def update_readme(name: str, root: Path) -> None:
         UserError: if what it speaks of cannot be read, or the markers are missing.
     """
     readme, figures = root / "README.md", root / "figures"
-    if name == "faults":
-        table, facts = None, read_json(figures / "faults.json")
-    elif name == "speed":
+    if name == "speed":
         table = results.read(figures, "A1_benchmarks")
         facts = read_json(figures / "A1_benchmarks.json", by_hand=False)
     else:
@@ -115,8 +113,8 @@ def update_readme(name: str, root: Path) -> None:
 
 
 def main() -> None:
-    parser = cli.Parser("Fill parts of README: findings, claims, the speeds, the trials.")
-    parser.add_argument("names", nargs="+", choices=("findings", "claims", "speed", "faults"))
+    parser = cli.Parser("Fill parts of README: findings, claims, the speeds.")
+    parser.add_argument("names", nargs="+", choices=("findings", "claims", "speed"))
     for name in parser.parse_args().names:
         update_readme(name, results.root())
 

@@ -93,7 +93,7 @@ def finishes(tmp_path_factory):
 
 @pytest.mark.parametrize("name", victims.VICTIMS)
 @pytest.mark.parametrize("moment", ["operation", "call"])
-def test_killed_at_random_moments(name, moment, finishes, tmp_path, trials, counts):
+def test_killed_at_random_moments(name, moment, finishes, tmp_path, trials):
     """Before any opening, renaming, removing of a file; and anywhere."""
     draw, most = random.Random(name), LENGTH[name][moment == "call"]
     codes = set()
@@ -101,26 +101,25 @@ def test_killed_at_random_moments(name, moment, finishes, tmp_path, trials, coun
         for _ in range(draw.choice([1, 1, 2])):  # sometimes again while it goes on
             code, _ = attempt(name, tmp_path / str(trial), **{moment: draw.randrange(1, most)})
             codes.add(code)
-            counts(f"killed: {name}", "resumed identical" if code else "had finished")
         finishes(name, tmp_path / str(trial))
         shutil.rmtree(tmp_path / str(trial))
     assert {-KILL} <= codes <= {0, -KILL}, "LENGTH is that of a longer run"
 
 
-# A victim, its fault, the exit code, the one line it says if any, and what is counted.
+# A victim, its fault, the exit code, and the one line it says, if any.
 TRIALS = [
-    ("training", {"signalled": INT}, 130, "interrupted", "stopped by SIGINT", "resumed identical"),
-    ("training", {"signalled": TERM}, 143, "", "stopped by SIGTERM", "resumed identical"),
+    ("training", {"signalled": INT}, 130, "interrupted"),
+    ("training", {"signalled": TERM}, 143, ""),
     *[
-        (name, {"limit": limit}, 2, "error: ", f"no room: {name}", "one line, went on")
+        (name, {"limit": limit}, 2, "error: ")
         for name, limits in {"data": [50_000], "training": [500, 60_000], "results": [1000, 9000]}.items()
         for limit in limits
     ],
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "fault", "code", "says", "kind", "outcome"), TRIALS, ids=str)
-def test_faults(name, fault, code, says, kind, outcome, finishes, tmp_path, counts):
+@pytest.mark.parametrize(("name", "fault", "code", "says"), TRIALS, ids=str)
+def test_faults(name, fault, code, says, finishes, tmp_path):
     """One line at most, the conventional exit code, and it goes on exactly."""
     folder = tmp_path / "x"
     ended, lines = attempt(name, folder, **fault)
@@ -130,12 +129,11 @@ def test_faults(name, fault, code, says, kind, outcome, finishes, tmp_path, coun
     assert without_remains(folder)
     assert (folder / name / "ckpt" / "rgflow_last.pth").exists() == ("signalled" in fault)
     finishes(name, folder)
-    counts(kind, outcome)
 
 
 @pytest.mark.parametrize(("name", "operation"), [("training", 40), ("data", 8)])
 @pytest.mark.parametrize("obstacle", ["gone", "file"])
-def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path, counts):
+def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path):
     folder = tmp_path / "x"
     code, lines = attempt(name, folder, **{obstacle: operation})
     assert (tmp_path / "elsewhere").exists()
@@ -143,19 +141,17 @@ def test_a_folder_gone_or_replaced(name, operation, obstacle, finishes, tmp_path
     assert not (folder / name).is_file() or (folder / name).read_text() == "precious"
     shutil.rmtree(folder)
     finishes(name, folder)
-    counts(f"folder {obstacle}: {name}", "one line" if code else "finished")
 
 
-def test_two_trainings_at_once(finishes, tmp_path, counts):
+def test_two_trainings_at_once(finishes, tmp_path):
     folder = tmp_path / "x" / "training"
     with locked(folder):
         code, (line,) = attempt("training", tmp_path / "x")
     assert (code, line.startswith(f"error: {folder}: another process is at work")) == (2, True)
     finishes("training", tmp_path / "x")
-    counts("two at once: training", "one refused")
 
 
-def test_two_that_make_data_at_once(finishes, tmp_path, counts):
+def test_two_that_make_data_at_once(finishes, tmp_path):
     folder, says = tmp_path / "x", tmp_path / "x.says"
     os.mkfifo(says)  # a line can be read as soon as it is said, however long that takes
     with locked(folder / "data" / "msds1"):
@@ -167,4 +163,3 @@ def test_two_that_make_data_at_once(finishes, tmp_path, counts):
     process.join()
     assert process.exitcode == 0
     finishes("data", folder, again=False)
-    counts("two at once: data", "identical")
