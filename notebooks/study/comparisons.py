@@ -70,12 +70,16 @@ def _flow_rows(model: str, budget: str, runs: Runs, timed: Runs, seconds: float)
     rows += [row("peer_run", v, model, factor=of, at=budget) for of, v in facts.items()]
     if runs is not timed:
         return rows
-    rows.append(row("peer_cost", model=model, **per_picture))
+    return [*rows, row("peer_cost", model=model, **per_picture), *_latent_rows(model, runs)]
+
+
+def _latent_rows(model: str, runs: Runs) -> list[dict]:
+    """What was asked of a flow's latents, means over its runs."""
     asked = defaultdict(list)
     for quantity, level, factor, value in (r for run in runs.values() for r in run["latents"]):
         if value is not None:  # of pictures that are not finite
             asked[quantity, level, factor].append(value)
-    return rows + [
+    return [
         row(f"peer_{quantity}", model=model, level=level, factor=factor, **mean(values))
         for (quantity, level, factor), values in asked.items()
     ]
@@ -128,6 +132,7 @@ def rows(root: Path) -> list[dict]:
                 model = f"{set_name}_{flow}"
                 made += _flow_rows(model, budget, own, timed[flow], min(steps) / 16)
     for name in ("published", "published_narrow", "published_way"):
-        for record in runs[f"{name}_msds1_gaussian"].values():
-            made += records.run_rows(f"msds1_gaussian_{name}", record)
+        model, single = f"msds1_gaussian_{name}", runs[f"{name}_msds1_gaussian"]
+        for record in single.values():
+            made += records.run_rows(model, record) + _latent_rows(model, single)
     return made + _pair_rows(runs) + _recipe_rows(runs)

@@ -566,9 +566,9 @@ def peers(table: pd.DataFrame) -> Drawing:
                 _points(right, [k] * len(rows), rows, True, **look | more | {"linestyle": "none"})
             if len(rows := shown("peer_probe", model=name, factor="class")):
                 _line(right, "level", rows, 0.05 * k - 0.2, **look)
-        gaps = shown("peer_difference", model=set_name).sort_values(["factor", "at"])
+        gaps = shown("peer_difference", model=set_name)
         _points(middle, np.arange(len(gaps)), gaps, True, fmt="D", color="black")
-        names = gaps["factor"].str.replace(" less ", "\n− ")
+        names = gaps["factor"].str.replace("less", "−")
         names += gaps["at"].map({"pictures": "", "minutes": ", minutes"})
         middle.set_yticks(range(len(gaps)), names, fontsize=7)
         middle.axvline(0, color="black", lw=0.6)
@@ -586,5 +586,5 @@ def peers(table: pd.DataFrame) -> Drawing:
     axes[0, 1].set_title("difference, same seed")
     axes[-1, 0].set_xlabel("minutes of one core")
     axes[-1, 1].set_xlabel("bits per dimension")
-    _legend(figure, 8)
+    _legend(figure, 5)
     return figure, shown.rows, {}
