@@ -212,7 +212,7 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
         {"intervention"} if set_name == "msds1" else set()
     )
     wanted = {(quantity, h) for quantity in each for h in range(4)} | {("growth", None)}
-    once = {("separation", None), ("finite", None)}
+    once = {(quantity, None) for quantity in ("separation", "separation_two_parts", "finite")}
     assert asked == wanted | (once if set_name == "msds1" else set())
     values = {(quantity, level, factor): value for quantity, level, factor, value in rows}
     if set_name == "msds1":  # an untrained flow of ours is the identity
@@ -227,19 +227,23 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
     assert {v for quantity, *_, v in rows if quantity == "finite"} == (
         {0.0} if set_name == "msds1" else set()
     )
-    assert not [row for row in rows if row[0] in ("intervention", "separation")]
+    assert not [row for row in rows if row[0].startswith(("intervention", "separation"))]
 
 
 def test_what_explodes_is_left_out_and_counted(monkeypatch):
     levels = [{"global colour": [0.1, 0.1, math.nan], "local colour": [0.6, 0.8, 1.0]}] * 2
     changes = [{k: torch.tensor(v) for k, v in level.items()} for level in levels]
-    monkeypatch.setattr(answers.separation, "intervene", lambda *_: changes)
+    parts = []
+    monkeypatch.setattr(
+        answers.separation, "intervene", lambda *_, **given: parts.append(given) or changes
+    )
     model = PictureModel(RGFlow(config_of({"hidden": 4, "subnet": "lean"})), Prior("gaussian"))
     rows = answers.answers(model, "msds1", ROOT, pictures=250)
     values = {tuple(asked): value for *asked, value in rows}
     assert values["finite", None, "trained"] == pytest.approx(2 / 3)
     assert values["intervention", 1, "local colour"] == pytest.approx(0.7)
     assert values["separation", None, "trained"] == 0
+    assert parts == [{}, {"parts": (range(1), range(1, 4))}] * 2, "three quarters, and the rest"
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else():

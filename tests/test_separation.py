@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from support import small_flow
 
-from rgflow_core import msds
+from rgflow_core import PictureModel, Prior, msds
 from study import factors, separation
 
 
@@ -58,6 +59,22 @@ def test_score_at_its_ends():
     assert separation.score(changes((0, 1, 2), (3, 0, 0)))["value"] == pytest.approx(1)
     assert separation.score(changes((1, 2, 3), (2, 4, 6)))["value"] == pytest.approx(0)
     assert separation.score(changes((1, 1, 1), (3, 1, 1)))["value"] == pytest.approx(0.25)
+
+
+def test_parts_are_levels_drawn_anew_together():
+    model = PictureModel(small_flow(image_size=16), Prior("gaussian"))
+    images = torch.arange(3 * 16**2).reshape(3, 1, 16, 16).remainder(251).byte()
+
+    def changed(**parts):
+        return separation.intervene(model, images, lambda x: {"global": x.flatten(1)}, **parts)
+
+    alone, both = changed(parts=([1], [0, 1, 2]))
+    assert torch.equal(alone["global"], changed()[1]["global"])
+    latents = model.flow.split(model.latents(3))
+    whole = model.generate(model.flow.join(latents)).flatten(1)
+    before = model.generate(model.infer(images)).flatten(1)
+    unit = (before - before.roll(1, 0)).abs().mean()
+    assert torch.allclose(both["global"], (whole - before).abs().mean(1) / unit)
 
 
 def test_interval_of_the_score_is_that_of_the_spread_over_pictures():

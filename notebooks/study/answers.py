@@ -1,6 +1,7 @@
 """What notebooks 05 and 06 ask of a model, asked of any flow whose latents have levels."""
 
 import math
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -33,15 +34,24 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
             values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
             return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
 
+        # The finest levels, up to three quarters of the latents, and the rest: alike in all flows.
+        sizes = [z.numel() for z in flow.split(torch.zeros(1, *flow.config.shape))]
+        cut = sum(end <= 0.75 * flow.config.dim for end in accumulate(sizes))
+        parts = (range(cut), range(cut, len(sizes)))
         for kind, one in (("trained", model), ("untrained", fresh)):
             changes = separation.intervene(one, few, read)
             # A picture that explodes when a level is drawn anew is left out of all, and counted.
-            left = torch.stack([v for level in changes for v in level.values()]).isfinite().all(0)
+            left = _finite(changes)
             rows.append(["finite", None, kind, left.double().mean().item()])
             if not left.any():
                 continue
-            changes = [{k: v[left] for k, v in level.items()} for level in changes]
+            changes = _of(changes, left)
             rows.append(["separation", None, kind, separation.score(changes)["value"]])
+            if all(parts):
+                two = separation.intervene(one, few, read, parts=parts)
+                if (left := left & _finite(two)).any():
+                    value = separation.score(_of(two, left))["value"]
+                    rows.append(["separation_two_parts", None, kind, value])
             if one is model:
                 rows += [
                     ["intervention", h, factor, change.mean().item()]
@@ -61,3 +71,12 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     if len(radius) > 2:
         rows.append(["growth", None, "radius", fields.growth(radius[:-1])["value"]])
     return [[*asked, value if math.isfinite(value) else None] for *asked, value in rows]
+
+
+def _finite(changes: list[dict[str, Tensor]]) -> Tensor:
+    """Of which pictures (N,) all changes are finite."""
+    return torch.stack([v for part in changes for v in part.values()]).isfinite().all(0)
+
+
+def _of(changes: list[dict[str, Tensor]], which: Tensor) -> list[dict[str, Tensor]]:
+    return [{k: v[which] for k, v in part.items()} for part in changes]

@@ -140,6 +140,17 @@ def make(name: str, root: Path) -> Path:
     return record
 
 
+def ask_again(name: str, root: Path) -> Path:
+    """Ask a run that has a record what is asked now; its weights must still be in ``runs/study``."""
+    from study import peers  # noqa: F401  their library is an extra
+
+    path = root / FOLDER / f"{name}.json"
+    record, model = read_json(path), load(root / "runs" / "study" / name / "model.safetensors")
+    latents = answers.answers(model, record["settings"]["dataset"], root)
+    write_json(path, record | {"latents": latents, "asked": provenance()})
+    return path
+
+
 def _settings(root: Path, planned: dict) -> train.Settings:
     return train.Settings(**train.LEAN_RECIPE | {"data_root": str(root / "data")} | planned)
 
@@ -349,13 +360,14 @@ def main() -> None:
     parser = cli.Parser("Make records of the study's training runs, or list those without one.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
     parser.add_argument("--plan", default=PLAN, help=f"whose runs are listed: {PLAN} or {PEERS}")
+    parser.add_argument("--ask-again", action="store_true", help="only what is asked of latents")
     args = parser.parse_args()
     root = results.root()
     if not args.names:
         names = plan(root, path=args.plan)
         print(*(name for name in names if not complete(root, name)), sep="\n")
     for name in args.names:
-        print(make(name, root))
+        print((ask_again if args.ask_again else make)(name, root))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scale separation: the factors of an MSDS picture, who has and who changes which, and one number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -57,23 +57,28 @@ def probe(z: Tensor, known: dict[str, Tensor], seed: int = 0) -> dict[str, dict[
 
 @torch.no_grad()
 def intervene(
-    model: PictureModel, images: Tensor, read: Callable[[Tensor], dict[str, Tensor]], seed: int = 0
+    model: PictureModel,
+    images: Tensor,
+    read: Callable[[Tensor], dict[str, Tensor]],
+    seed: int = 0,
+    parts: Sequence[Sequence[int]] = (),
 ) -> list[dict[str, Tensor]]:
     """What changes when the latents of one level of pictures (N, C, L, L) are drawn anew.
 
     Args:
         read: pictures in [0, 1] -> factor -> its values (N, k).
+        parts: levels that are drawn anew together; by default each for itself.
 
     Returns:
-        Of each level: factor -> change (N,), in units of the mean difference of two pictures.
+        Of each part: factor -> change (N,), in units of the mean difference of two pictures.
     """
     flow = model.flow.fold()
     levels = flow.split(model.infer(images, seed))
     fresh = flow.split(model.latents(len(images), seed=seed))
     before, changes = read(from_logit(flow.inverse(flow.join(levels))[0])), []
     unit = {k: (v - v.roll(1, 0)).abs().mean() for k, v in before.items()}
-    for h in range(len(levels)):
-        z = flow.join([*levels[:h], fresh[h], *levels[h + 1 :]])
+    for part in parts or [[h] for h in range(len(levels))]:
+        z = flow.join([(fresh if h in part else levels)[h] for h in range(len(levels))])
         after = read(from_logit(flow.inverse(z)[0]))
         changes.append({k: (v - before[k]).abs().mean(1) / unit[k] for k, v in after.items()})
     return changes
