@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from support import ROOT, TINY, write_record
 
-from rgflow_core import evaluate, train
+from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, evaluate, save, train
 from rgflow_core.files import read_json, write_json
 from study import peers, records, results  # noqa: F401 - peers adds the models of its plan
 
@@ -132,6 +132,21 @@ def test_a_network_that_has_grown(planned, monkeypatch):
     assert wide["validation"][0]["bpd"] == pytest.approx(before["validation"][0]["bpd"], abs=1e-5)
     at = [row["at"] for row in records.run_rows("wide", wide) if row["quantity"] == "validation"]
     assert at == ["128"], "pictures of both"
+
+
+def test_a_run_that_is_asked_again_keeps_all_else(planned, monkeypatch):
+    name = "peer_lean_seed1"
+    write_record(planned, name, 1.5, images_seen=9)
+    before = read_json(planned / records.FOLDER / f"{name}.json")
+    weights = planned / "runs" / "study" / name / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    save(PictureModel(RGFlow(RGFlowConfig(**TINY)), Prior("laplace")), weights)
+    monkeypatch.setattr(
+        records.answers, "answers", lambda model, *_: [[model.prior.name, None, "", 1]]
+    )
+    after = read_json(records.ask_again(name, planned))
+    assert after.pop("asked").keys() >= {"commit", "date", "command"}
+    assert after == before | {"latents": [["laplace", None, "", 1]]}
 
 
 def table_of(root):
