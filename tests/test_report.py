@@ -46,7 +46,7 @@ VERDICTS = {
     "checked against code": (
         "agrees", "differs", "not in the text", "the systems differ", "a defect",
     ),
-    "tested at the published architecture": ("agrees", "differs", "close"),
+    "tested at the published architecture": ("agrees", "differs", "close", "reached"),
     "tested on a small network of the published kind": ("evidence for", "evidence against", "inconclusive"),
     "tested on lean models": ("evidence for", "evidence against", "inconclusive"),
     "counted on the lattice": ("agrees",),
