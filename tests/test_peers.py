@@ -231,19 +231,21 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
 
 
 def test_what_explodes_is_left_out_and_counted(monkeypatch):
-    levels = [{"global colour": [0.1, 0.1, math.nan], "local colour": [0.6, 0.8, 1.0]}] * 2
-    changes = [{k: torch.tensor(v) for k, v in level.items()} for level in levels]
-    parts = []
-    monkeypatch.setattr(
-        answers.separation, "intervene", lambda *_, **given: parts.append(given) or changes
-    )
+    change = {"global colour": [0.1, 0.1, math.nan], "local colour": [0.6, 0.8, 1.0]}
+    asked = []
+
+    def intervene(*_, parts):
+        asked.append(parts)
+        return [{k: torch.tensor(v) for k, v in change.items()} for _ in parts]
+
+    monkeypatch.setattr(answers.separation, "intervene", intervene)
     model = PictureModel(RGFlow(config_of({"hidden": 4, "subnet": "lean"})), Prior("gaussian"))
     rows = answers.answers(model, "msds1", ROOT, pictures=250)
-    values = {tuple(asked): value for *asked, value in rows}
+    values = {tuple(of): value for *of, value in rows}
     assert values["finite", None, "trained"] == pytest.approx(2 / 3)
     assert values["intervention", 1, "local colour"] == pytest.approx(0.7)
     assert values["separation", None, "trained"] == 0
-    assert parts == [{}, {"parts": (range(1), range(1, 4))}] * 2, "three quarters, and the rest"
+    assert asked == [[[0], [1], [2], [3], range(1), range(1, 4)]] * 2, "three quarters, the rest"
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else():

@@ -37,9 +37,10 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
         # The finest levels, up to three quarters of the latents, and the rest: alike in all flows.
         sizes = [z.numel() for z in flow.split(torch.zeros(1, *flow.config.shape))]
         cut = sum(end <= 0.75 * flow.config.dim for end in accumulate(sizes))
-        parts = (range(cut), range(cut, len(sizes)))
+        levels, parts = [[h] for h in range(len(sizes))], (range(cut), range(cut, len(sizes)))
         for kind, one in (("trained", model), ("untrained", fresh)):
-            changes = separation.intervene(one, few, read)
+            changes = separation.intervene(one, few, read, parts=[*levels, *parts])
+            changes, two = changes[: len(levels)], changes[len(levels) :]
             # A picture that explodes when a level is drawn anew is left out of all, and counted.
             left = _finite(changes)
             rows.append(["finite", None, kind, left.double().mean().item()])
@@ -47,11 +48,9 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
                 continue
             changes = _of(changes, left)
             rows.append(["separation", None, kind, separation.score(changes)["value"]])
-            if all(parts):
-                two = separation.intervene(one, few, read, parts=parts)
-                if (left := left & _finite(two)).any():
-                    value = separation.score(_of(two, left))["value"]
-                    rows.append(["separation_two_parts", None, kind, value])
+            if all(parts) and (left := left & _finite(two)).any():
+                value = separation.score(_of(two, left))["value"]
+                rows.append(["separation_two_parts", None, kind, value])
             if one is model:
                 rows += [
                     ["intervention", h, factor, change.mean().item()]
