@@ -43,6 +43,18 @@ def test_flows_are_compared_by_seed_at_equal_pictures_and_minutes(planned):
     assert gaps.loc["minutes", "high"] == pytest.approx(1.5), "the less, by seed, is lean's"
 
 
+def test_the_cost_of_a_prior_is_by_photograph(planned):
+    for seed, shift in ((1, 0.0), (2, 0.2)):
+        for name, bits in (("lean", [1.0, 2.0, 3.0]), ("laplace", [1.1, 2.2, 3.3 + shift])):
+            name = f"photographs_{name}_seed{seed}"
+            write_record(planned, name, 2.0, **timed(1.6, 1.0), by_photograph=bits)
+    table = table_of(planned)
+    costs = results.select(table, "photograph").set_index("at")["value"].to_list()
+    assert costs == pytest.approx([0.1, 0.2, 0.4])
+    mean = results.select(table, "photograph_mean").iloc[0]
+    assert (mean["value"], mean["n"]) == (pytest.approx(0.7 / 3), 3)
+
+
 def test_steps_are_taken_from_the_step_before(planned):
     names = {"step_small_batch": 3.0, "slow_lr_0.03": 2.5, "slow_gain": 2.9}
     for name, bpd in names.items():

@@ -15,7 +15,8 @@ from study import factors, fields, separation
 def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000) -> list[list]:
     """Rows (quantity, level, factor, value): interventions, probes, receptive fields.
 
-    On a set without factors, the probes are for the class and there are no interventions. A value is
+    On a set of classes the probes are for these, without labels there are none, and interventions are
+    for factors alone. A value is
     ``None`` where generated pictures are not finite; of interventions the finite ones are taken, if
     any, and "finite" is their share. Numbers of latents and samples are in proportion
     to that of the pictures for the probes, which is that of the default profile.
@@ -57,6 +58,8 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
                     for h, level in enumerate(changes)
                     for factor, change in level.items()
                 ]
+    elif data.labels is None:
+        known = {}
     else:
         known = {"class": F.one_hot(torch.from_numpy(data.labels).long()).double()}
     for quantity, one in (("probe", model), ("probe_untrained", fresh)):

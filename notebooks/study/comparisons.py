@@ -6,6 +6,8 @@ The runs are those of ``data/peers.json``; notebook A4 shows their rows of resul
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
+
 from study import records
 from study.results import row
 from study.statistics import mean
@@ -18,8 +20,9 @@ BUDGETS = {
     "minutes_": ("msds1", "minutes", "peer_"),
     "fashion_mnist_": ("fashion", "pictures", "fashion_mnist_"),
     "long_fashion_": ("fashion_long", "long", "long_fashion_"),
+    "photographs_": ("photographs", "pictures", "photographs_"),
 }
-# What is compared, where planned: on both sets at equal pictures, on MSDS1 at equal minutes too.
+# What is compared, where planned: on each set at equal pictures, on MSDS1 at equal minutes too.
 PAIRS = ("flat8 less lean8", "glow less lean", "realnvp less lean", "flat less lean")
 PAIRS += ("glow8 less lean8", "laplace less lean", "lean_affine less lean")
 PAIRS += ("glow less lean_affine", "realnvp less lean_affine")
@@ -103,6 +106,17 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
     return rows
 
 
+def _photograph_rows(laplace: Runs, lean: Runs) -> list[dict]:
+    """What the Laplace prior costs on each test photograph, a mean over seeds, and on a new one."""
+    both = [
+        (laplace[s]["by_photograph"], lean[s]["by_photograph"])
+        for s in laplace.keys() & lean.keys()
+    ]
+    costs = np.mean([np.subtract(*pair) for pair in both], 0).tolist() if both else []
+    rows = [row("photograph", cost, at=i) for i, cost in enumerate(costs)]
+    return [*rows, row("photograph_mean", **mean(costs))] if costs else []
+
+
 def _recipe_rows(runs: dict[str, Runs]) -> list[dict]:
     """Validation bits from recipe to recipe, and what each step saves; what makes one slow."""
     rows, before = [], {}
@@ -135,4 +149,5 @@ def rows(root: Path) -> list[dict]:
         model, single = f"msds1_gaussian_{name}", runs[f"{name}_msds1_gaussian"]
         for record in single.values():
             made += records.run_rows(model, record) + _latent_rows(model, single)
+    made += _photograph_rows(runs["photographs_laplace"], runs["photographs_lean"])
     return made + _pair_rows(runs) + _recipe_rows(runs)

@@ -18,7 +18,7 @@ from torch import Tensor
 from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, write_json
-from study import ablations, answers, benchmarks, report, results
+from study import ablations, answers, benchmarks, photographs, report, results
 from study.results import row
 from study.statistics import bounds, interval, mean
 
@@ -27,10 +27,21 @@ PEERS = "data/peers.json"  # what notebook A4 shows: a plan of its own, of group
 FOLDER = "data/records"
 DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
 SUBSET = 500
-ASKED = ("seeds", "peers_", "fashion", "published")  # groups asked what notebooks 05 and 06 ask
+ASKED = (
+    "seeds",
+    "peers_",
+    "fashion",
+    "photographs",
+    "published",
+)  # groups asked what notebooks 05 and 06 ask
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 BRIEF = ("changes", "tuning8", "tuning_", "grid", "slow", "steps")  # beginnings of groups
-COMPARED = ("peers_", "minutes_", "fashion")  # these are judged whole; they may diverge too
+COMPARED = (
+    "peers_",
+    "minutes_",
+    "fashion",
+    "photographs",
+)  # these are judged whole; they may diverge too
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
 
@@ -125,7 +136,7 @@ def make(name: str, root: Path) -> Path:
     test = datasets.load_split(settings.dataset, "test", settings.data_root, limit)
     # The FLOP/s are of the same hour, for what "minutes" mean.
     facts = read_json(folder / "record.json") | {"name": name, "matrix_peak": peak}
-    facts |= _judged(model, test.images, shipped)
+    facts |= _judged(model, settings.dataset, test.images, shipped)
     if small:
         facts["grown_from"] = before
     if group.startswith(ASKED):
@@ -169,10 +180,12 @@ def _grown(
     return replace(settings, start_from=str(path)), read_json(runs / small / "record.json")
 
 
-def _judged(model: PictureModel, images: Tensor, shipped: bool) -> dict:
+def _judged(model: PictureModel, dataset: str, images: Tensor, shipped: bool) -> dict:
     """Bits of test pictures."""
     bits = evaluate.evaluate(model, images)
     facts = {"test": evaluate.mean_and_error(bits)}
+    if dataset == "photographs":  # patches of one are alike; those of two are not
+        facts["by_photograph"] = bits.view(-1, photographs.PATCHES).mean(1).tolist()
     if model.dequantiser is not None:
         uniform = evaluate.evaluate(PictureModel(model.flow, model.prior), images)
         facts["test_uniform_noise"] = evaluate.mean_and_error(uniform)
