@@ -15,11 +15,10 @@ from study import factors, fields, separation
 def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000) -> list[list]:
     """Rows (quantity, level, factor, value): interventions, probes, receptive fields.
 
-    On a set of classes the probes are for these, without labels there are none, and interventions are
-    for factors alone. A value is
-    ``None`` where generated pictures are not finite; of interventions the finite ones are taken, if
-    any, and "finite" is their share. Numbers of latents and samples are in proportion
-    to that of the pictures for the probes, which is that of the default profile.
+    Probes are for a set's factors or classes, if it has any, interventions for factors alone. A value
+    is ``None`` where generated pictures are not finite; of interventions the finite ones are taken,
+    if any, and "finite" is their share. Numbers of latents and samples are in proportion to that of
+    the pictures for the probes, which is that of the default profile.
     """
     data = datasets.load_split(dataset, "test", root / "data", pictures)
     flow, rows, few = model.flow, [], data.images[: pictures // 20]

@@ -27,21 +27,11 @@ PEERS = "data/peers.json"  # what notebook A4 shows: a plan of its own, of group
 FOLDER = "data/records"
 DRAWS = (1, 8, 64)  # of the importance-weighted bound, on the first SUBSET test pictures
 SUBSET = 500
-ASKED = (
-    "seeds",
-    "peers_",
-    "fashion",
-    "photographs",
-    "published",
-)  # groups asked what notebooks 05 and 06 ask
+# Beginnings of groups that are asked what notebooks 05 and 06 ask.
+ASKED = ("seeds", "peers_", "fashion", "photographs", "published")
 # Runs that only compare: they may diverge, and as many test pictures judge them as validate them.
 BRIEF = ("changes", "tuning8", "tuning_", "grid", "slow", "steps")  # beginnings of groups
-COMPARED = (
-    "peers_",
-    "minutes_",
-    "fashion",
-    "photographs",
-)  # these are judged whole; they may diverge too
+COMPARED = ("peers_", "minutes_", "fashion", "photographs")  # judged whole; they may diverge too
 DETAILS = (*ablations.ABLATIONS, "without_noise")  # those of IGF23's list
 
 
