@@ -549,8 +549,9 @@ def changes(table: pd.DataFrame) -> Drawing:
 def peers(table: pd.DataFrame) -> Drawing:
     """Other flows: bits against minutes, differences by seed, and what levels of latents know."""
     shown, means = _Shown(table), results.select(table, "peer_mean")["model"]
-    sets = sorted({name.partition("_")[0] for name in means}, reverse=True)
-    layout, titles = {"width_ratios": (3, 2.2, 2.4)}, {"fashion": "Fashion-MNIST"}
+    titles = {"msds1": "MSDS1", "fashion": "Fashion-MNIST"}
+    sets = [name for name in titles if means.str.startswith(f"{name}_").any()]
+    layout = {"width_ratios": (3, 2.2, 2.4)}
     figure, axes = _axes(DOUBLE, 2.4 * len(sets) + 0.6, len(sets), 3, **layout)
     for (left, middle, right), set_name in zip(axes, sets, strict=True):
         flows = [flow for flow in FLOWS if f"{set_name}_{flow}" in set(means)]
@@ -575,7 +576,7 @@ def peers(table: pd.DataFrame) -> Drawing:
         middle.invert_yaxis()
         for axis in (left, middle, right):
             axis.grid(axis="both" if axis is left else "x", alpha=0.3)
-        left.set_ylabel(f"{titles.get(set_name, set_name.upper())}: test bits per dimension")
+        left.set_ylabel(f"{titles[set_name]}: test bits per dimension")
         if set_name == "fashion":
             right.set(xticks=range(4), ylabel="R² of a probe for the class")
             continue
