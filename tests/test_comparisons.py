@@ -49,9 +49,10 @@ def test_the_cost_of_a_prior_is_by_photograph(planned):
             name = f"photographs_{name}_seed{seed}"
             write_record(planned, name, 2.0, **timed(1.6, 1.0), by_photograph=bits)
     table = table_of(planned)
-    costs = results.select(table, "photograph").set_index("at")["value"].to_list()
+    pair = {"factor": "laplace less lean"}
+    costs = results.select(table, "photograph", **pair).set_index("at")["value"].to_list()
     assert costs == pytest.approx([0.1, 0.2, 0.4])
-    mean = results.select(table, "photograph_mean").iloc[0]
+    (mean,) = results.select(table, "photograph_mean").to_dict("records")
     assert (mean["value"], mean["n"]) == (pytest.approx(0.7 / 3), 3)
 
 

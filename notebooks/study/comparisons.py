@@ -88,6 +88,17 @@ def _latent_rows(model: str, runs: Runs) -> list[dict]:
     ]
 
 
+def _photograph_rows(pair: str, of: Runs, less: Runs, comparisons: int) -> list[dict]:
+    """A difference on each test photograph, means over seeds, and over the photographs."""
+    seeds = of.keys() & less.keys()
+    gaps = [np.subtract(of[s]["by_photograph"], less[s]["by_photograph"]) for s in seeds]
+    if not gaps:
+        return []
+    gaps = np.mean(gaps, 0).tolist()
+    rows = [row("photograph", gap, factor=pair, at=i) for i, gap in enumerate(gaps)]
+    return [*rows, row("photograph_mean", factor=pair, **mean(gaps, comparisons))]
+
+
 def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
     """Differences by seed; intervals of a pair hold for all its sets and budgets together."""
     rows = []
@@ -103,18 +114,9 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
             where = {"model": set_name, "factor": pair, "at": budget}
             bits = (_tested(runs[name]) for name in names)
             rows += records.difference("peer_difference", *bits, len(sides), **where)
+            if set_name == "photographs":
+                rows += _photograph_rows(pair, *(runs[name] for name in names), len(sides))
     return rows
-
-
-def _photograph_rows(laplace: Runs, lean: Runs) -> list[dict]:
-    """What the Laplace prior costs on each test photograph, a mean over seeds, and on a new one."""
-    both = [
-        (laplace[s]["by_photograph"], lean[s]["by_photograph"])
-        for s in laplace.keys() & lean.keys()
-    ]
-    costs = np.mean([np.subtract(*pair) for pair in both], 0).tolist() if both else []
-    rows = [row("photograph", cost, at=i) for i, cost in enumerate(costs)]
-    return [*rows, row("photograph_mean", **mean(costs))] if costs else []
 
 
 def _recipe_rows(runs: dict[str, Runs]) -> list[dict]:
@@ -149,5 +151,4 @@ def rows(root: Path) -> list[dict]:
         model, single = f"msds1_gaussian_{name}", runs[f"{name}_msds1_gaussian"]
         for record in single.values():
             made += records.run_rows(model, record) + _latent_rows(model, single)
-    made += _photograph_rows(runs["photographs_laplace"], runs["photographs_lean"])
     return made + _pair_rows(runs) + _recipe_rows(runs)
