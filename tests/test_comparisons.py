@@ -56,6 +56,15 @@ def test_the_cost_of_a_prior_is_by_photograph(planned):
     assert (mean["value"], mean["n"]) == (pytest.approx(0.7 / 3), 3)
 
 
+def test_flows_that_learn_the_noise_are_compared_without_it_too(planned):
+    for name, learned, uniform in (("lean8", 2.0, 2.5), ("flat8", 2.1, 2.4)):
+        more = timed(1.6, 1.0) | {"test_uniform_noise": {"bpd": uniform}}
+        write_record(planned, f"fashion_mnist_{name}_seed1", learned, **more)
+    table, pair = table_of(planned), {"model": "fashion", "factor": "flat8 less lean8"}
+    assert results.number(table, "peer_difference", **pair) == pytest.approx(0.1)
+    assert results.number(table, "peer_difference_uniform", **pair) == pytest.approx(-0.1)
+
+
 def test_steps_are_taken_from_the_step_before(planned):
     names = {"step_small_batch": 3.0, "slow_lr_0.03": 2.5, "slow_gain": 2.9}
     for name, bpd in names.items():

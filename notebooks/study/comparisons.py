@@ -52,8 +52,8 @@ def _cost(runs: Runs) -> list[float]:
     ]
 
 
-def _tested(runs: Runs) -> dict[int, float]:
-    return {seed: record["test"]["bpd"] for seed, record in runs.items()}
+def _tested(runs: Runs, judged: str = "test") -> dict[int, float]:
+    return {seed: record[judged]["bpd"] for seed, record in runs.items() if judged in record}
 
 
 def _validated(runs: Runs) -> dict[int, float]:
@@ -112,8 +112,11 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
         }
         for (set_name, budget), names in sides.items():
             where = {"model": set_name, "factor": pair, "at": budget}
-            bits = (_tested(runs[name]) for name in names)
-            rows += records.difference("peer_difference", *bits, len(sides), **where)
+            # Of flows that learn the noise, also without that.
+            noises = {"peer_difference": "test", "peer_difference_uniform": "test_uniform_noise"}
+            for quantity, judged in noises.items():
+                bits = (_tested(runs[name], judged) for name in names)
+                rows += records.difference(quantity, *bits, len(sides), **where)
             if set_name == "photographs":
                 rows += _photograph_rows(pair, *(runs[name] for name in names), len(sides))
     return rows
