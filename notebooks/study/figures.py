@@ -549,10 +549,11 @@ def changes(table: pd.DataFrame) -> Drawing:
 def peers(table: pd.DataFrame) -> Drawing:
     """Other flows: bits against minutes, differences by seed, and what levels of latents know."""
     shown, means = _Shown(table), results.select(table, "peer_mean")["model"]
-    titles = {"msds1": "MSDS1", "fashion": "Fashion-MNIST"}
+    titles = {"msds1": "MSDS1", "fashion": "Fashion-MNIST", "photographs": "photographs"}
     sets = [name for name in titles if means.str.startswith(f"{name}_").any()]
-    layout = {"width_ratios": (3, 2.2, 2.4)}
-    figure, axes = _axes(DOUBLE, 2.4 * len(sets) + 0.6, len(sets), 3, **layout)
+    tall = [1.5 if name == "photographs" else 2.4 for name in sets]
+    layout = {"width_ratios": (3, 2.2, 2.4), "height_ratios": tall}
+    figure, axes = _axes(DOUBLE, sum(tall) + 0.6, len(sets), 3, **layout)
     for (left, middle, right), set_name in zip(axes, sets, strict=True):
         flows = [flow for flow in FLOWS if f"{set_name}_{flow}" in set(means)]
         for k, flow in enumerate(flows):
@@ -573,16 +574,25 @@ def peers(table: pd.DataFrame) -> Drawing:
         names += gaps["at"].map({"pictures": "", "minutes": ", minutes"})
         middle.set_yticks(range(len(gaps)), names, fontsize=7)
         middle.axvline(0, color="black", lw=0.6)
-        middle.invert_yaxis()
+        middle.set_ylim(len(gaps) - 0.5, -0.5)
         for axis in (left, middle, right):
             axis.grid(axis="both" if axis is left else "x", alpha=0.3)
-        left.set_ylabel(f"{titles[set_name]}: test bits per dimension")
+        left.set_ylabel(f"{titles[set_name]}: test bpd")
         if set_name == "fashion":
             right.set(xticks=range(4), ylabel="R² of a probe for the class")
             continue
-        right.set_yticks(range(len(flows)), flows)
-        right.set(xlabel="separation score\n(white: untrained)", xlim=(-0.05, 1))
-        right.invert_yaxis()
+        names = flows
+        if set_name == "photographs":
+            over = shown("photograph_mean")
+            each, names = shown("photograph"), over["factor"].str.replace("less", "−")
+            right.plot(each["value"], each["factor"].map([*over["factor"]].index), **SEED)
+            _points(right, np.arange(len(over)), over, True, fmt="D", color="black")
+            right.axvline(0, color="black", lw=0.6)
+            right.set_xlabel("difference on each\nphotograph, and mean")
+        else:
+            right.set(xlabel="separation score\n(white: untrained)", xlim=(-0.05, 1))
+        right.set_yticks(range(len(names)), names)
+        right.set_ylim(len(names) - 0.5, -0.5)
     axes[0, 0].set_title("equal pictures (filled),\nequal minutes (white)")
     axes[0, 1].set_title("difference, same seed")
     axes[-1, 0].set_xlabel("minutes of one core")
