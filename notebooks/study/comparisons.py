@@ -67,7 +67,10 @@ def _flow_rows(model: str, budget: str, runs: Runs, timed: Runs, seconds: float)
     """
     bits, one, per_picture = _tested(runs), next(iter(runs.values())), mean(_cost(timed))
     rows = [row("peer", value, model, factor=budget, at=seed) for seed, value in bits.items()]
-    rows.append(row("peer_mean", model=model, factor=budget, **mean([*bits.values()])))
+    uniform = _tested(runs, "test_uniform_noise")  # of those that learn it
+    for quantity, values in {"peer_mean": bits, "peer_mean_uniform": uniform}.items():
+        if values:
+            rows.append(row(quantity, model=model, factor=budget, **mean([*values.values()])))
     minutes = one["images_seen"] * per_picture["value"] * seconds / 60
     facts = {"pictures": one["images_seen"], "parameters": one["parameters"], "minutes": minutes}
     rows += [row("peer_run", v, model, factor=of, at=budget) for of, v in facts.items()]
