@@ -345,6 +345,8 @@ def _published_rows(root: Path) -> list[dict]:
     for set_name, bpd in published["bpd"].items():
         rows += [row("published_bpd", v, set_name, factor=prior) for prior, v in bpd.items()]
         rows.append(row("published_difference", bpd["laplace"] - bpd["gaussian"], set_name))
+    fashion = published["fashion_mnist"]
+    rows += [row("published_fashion", fashion[of], factor=of) for of in ("bpd", "parameters")]
     return [*rows, row("published_one_epoch", published["one_epoch"])]
 
 
