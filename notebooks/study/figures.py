@@ -575,7 +575,7 @@ def peers(table: pd.DataFrame) -> Drawing:
         names += gaps["at"].map({"pictures": "", "minutes": ", minutes"})
         middle.set_yticks(range(len(gaps)), names, fontsize=7)
         middle.axvline(0, color="black", lw=0.6)
-        middle.set_ylim(len(gaps) - 0.5, -0.5)
+        middle.set_ylim(max(1, len(gaps)) - 0.5, -0.5)
         for axis in (left, middle, right):
             axis.grid(axis="both" if axis is left else "x", alpha=0.3)
         left.set_ylabel(f"{titles[set_name]}: test bpd")
