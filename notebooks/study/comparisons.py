@@ -131,6 +131,8 @@ def _recipe_rows(runs: dict[str, Runs]) -> list[dict]:
     for step, name in STEPS.items():
         bits = _validated(runs[name])
         rows += [row("step", value, factor=step, at=seed) for seed, value in bits.items()]
+        if bits:
+            rows.append(row("step_mean", factor=step, **mean([*bits.values()])))
         rows += records.difference("step_change", bits, before, len(STEPS) - 1, factor=step)
         before = bits
     for name in (name for name in runs if name.startswith("slow_")):
