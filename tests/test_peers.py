@@ -212,7 +212,8 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
         {"intervention"} if set_name == "msds1" else set()
     )
     wanted = {(quantity, h) for quantity in each for h in range(4)} | {("growth", None)}
-    once = {(quantity, None) for quantity in ("separation", "separation_two_parts", "finite")}
+    once = {("separation", None), ("separation_two_parts", None), ("separation_means", None)}
+    once.add(("finite", None))
     assert asked == wanted | (once if set_name == "msds1" else set())
     values = {(quantity, level, factor): value for quantity, level, factor, value in rows}
     if set_name == "msds1":  # an untrained flow of ours is the identity
@@ -245,7 +246,15 @@ def test_what_explodes_is_left_out_and_counted(monkeypatch):
     assert values["finite", None, "trained"] == pytest.approx(2 / 3)
     assert values["intervention", 1, "local colour"] == pytest.approx(0.7)
     assert values["separation", None, "trained"] == 0
-    assert asked == [[[0], [1], [2], [3], range(1), range(1, 4)]] * 2, "three quarters, the rest"
+    parts = [[0], [1], [2], [3], range(1), range(1, 4)]
+    assert [one[:6] for one in asked] == [parts] * 2, "three quarters, the rest"
+    levels, others = ([torch.randn(3, 2, n, n) for n in (4, 2)] for _ in range(2))
+    (finer, new), (fresh, old) = (mix(levels, others) for mix in asked[0][6:])
+    assert finer is levels[0]
+    assert fresh is others[0]
+    for z, means, rest in ((new, others[1], levels[1]), (old, levels[1], others[1])):
+        torch.testing.assert_close(z.mean((2, 3)), means.mean((2, 3)))
+        torch.testing.assert_close(z - z.mean((2, 3), True), rest - rest.mean((2, 3), True))
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else():

@@ -1,7 +1,7 @@
 """What notebooks 05 and 06 ask of a model, asked of any flow whose latents have levels."""
 
 import math
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 import torch
@@ -34,13 +34,18 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
             values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
             return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
 
-        # The finest levels, up to three quarters of the latents, and the rest: alike in all flows.
+        # Cuts in two that all flows have: the finest levels, up to three quarters of the latents,
+        # and the rest; the means over the coarsest level, and the rest.
         sizes = [z.numel() for z in flow.split(torch.zeros(1, *flow.config.shape))]
         cut = sum(end <= 0.75 * flow.config.dim for end in accumulate(sizes))
         levels, parts = [[h] for h in range(len(sizes))], (range(cut), range(cut, len(sizes)))
+        cuts = {"separation_two_parts": parts} if all(parts) else {}
+        if model.prior.name == "gaussian":
+            cuts["separation_means"] = (_with_means, lambda z, fresh: _with_means(fresh, z))
         for kind, one in (("trained", model), ("untrained", fresh)):
-            changes = separation.intervene(one, few, read, parts=[*levels, *parts])
-            changes, two = changes[: len(levels)], changes[len(levels) :]
+            asked = [*levels, *chain(*cuts.values())]
+            changes = separation.intervene(one, few, read, parts=asked)
+            changes, halves = changes[: len(levels)], changes[len(levels) :]
             # A picture that explodes when a level is drawn anew is left out of all, and counted.
             left = _finite(changes)
             rows.append(["finite", None, kind, left.double().mean().item()])
@@ -48,9 +53,10 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
                 continue
             changes = _of(changes, left)
             rows.append(["separation", None, kind, separation.score(changes)["value"]])
-            if all(parts) and (left := left & _finite(two)).any():
-                value = separation.score(_of(two, left))["value"]
-                rows.append(["separation_two_parts", None, kind, value])
+            for quantity, *two in zip(cuts, halves[::2], halves[1::2], strict=True):
+                if (both := left & _finite(two)).any():
+                    value = separation.score(_of(two, both))["value"]
+                    rows.append([quantity, None, kind, value])
             if one is model:
                 rows += [
                     ["intervention", h, factor, change.mean().item()]
@@ -72,6 +78,17 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     if len(radius) > 2:
         rows.append(["growth", None, "radius", fields.growth(radius[:-1])["value"]])
     return [[*asked, value if math.isfinite(value) else None] for *asked, value in rows]
+
+
+def _with_means(levels: list[Tensor], others: list[Tensor]) -> list[Tensor]:
+    """Levels with others' means over the sites of the coarsest, one a channel.
+
+    Those are as independent of all else as levels are, if the prior is a Gaussian: a rotation of
+    the latents makes them latents of their own.
+    """
+    *finer, last = levels
+    change = (others[-1] - last).flatten(2).mean(2)
+    return [*finer, last + change[..., None, None]]
 
 
 def _finite(changes: list[dict[str, Tensor]]) -> Tensor:

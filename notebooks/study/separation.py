@@ -61,13 +61,14 @@ def intervene(
     images: Tensor,
     read: Callable[[Tensor], dict[str, Tensor]],
     seed: int = 0,
-    parts: Sequence[Sequence[int]] = (),
+    parts: Sequence[Sequence[int] | Callable[[list[Tensor], list[Tensor]], list[Tensor]]] = (),
 ) -> list[dict[str, Tensor]]:
     """What changes when the latents of one level of pictures (N, C, L, L) are drawn anew.
 
     Args:
         read: pictures in [0, 1] -> factor -> its values (N, k).
-        parts: levels that are drawn anew together; by default each for itself.
+        parts: levels that are drawn anew together, or a function that mixes the levels of latents
+            with those of others, drawn anew; by default each level for itself.
 
     Returns:
         Of each part: factor -> change (N,), in units of the mean difference of two pictures.
@@ -78,8 +79,12 @@ def intervene(
     before, changes = read(from_logit(flow.inverse(flow.join(levels))[0])), []
     unit = {k: (v - v.roll(1, 0)).abs().mean() for k, v in before.items()}
     for part in parts or [[h] for h in range(len(levels))]:
-        z = flow.join([(fresh if h in part else levels)[h] for h in range(len(levels))])
-        after = read(from_logit(flow.inverse(z)[0]))
+        mixed = (
+            part(levels, fresh)
+            if callable(part)
+            else [(fresh if h in part else levels)[h] for h in range(len(levels))]
+        )
+        after = read(from_logit(flow.inverse(flow.join(mixed))[0]))
         changes.append({k: (v - before[k]).abs().mean(1) / unit[k] for k, v in after.items()})
     return changes
 
