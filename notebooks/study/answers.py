@@ -1,6 +1,7 @@
 """What notebooks 05 and 06 ask of a model, asked of any flow whose latents have levels."""
 
 import math
+from collections.abc import Callable
 from itertools import accumulate, chain
 from pathlib import Path
 
@@ -34,35 +35,8 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
             values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
             return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
 
-        # Cuts in two that all flows have: the finest levels, up to three quarters of the latents,
-        # and the rest; the means over the coarsest level, and the rest.
-        sizes = [z.numel() for z in flow.split(torch.zeros(1, *flow.config.shape))]
-        cut = sum(end <= 0.75 * flow.config.dim for end in accumulate(sizes))
-        levels, parts = [[h] for h in range(len(sizes))], (range(cut), range(cut, len(sizes)))
-        cuts = {"separation_two_parts": parts} if all(parts) else {}
-        if model.prior.name == "gaussian":
-            cuts["separation_means"] = (_with_means, lambda z, fresh: _with_means(fresh, z))
         for kind, one in (("trained", model), ("untrained", fresh)):
-            asked = [*levels, *chain(*cuts.values())]
-            changes = separation.intervene(one, few, read, parts=asked)
-            changes, halves = changes[: len(levels)], changes[len(levels) :]
-            # A picture that explodes when a level is drawn anew is left out of all, and counted.
-            left = _finite(changes)
-            rows.append(["finite", None, kind, left.double().mean().item()])
-            if not left.any():
-                continue
-            changes = _of(changes, left)
-            rows.append(["separation", None, kind, separation.score(changes)["value"]])
-            for quantity, *two in zip(cuts, halves[::2], halves[1::2], strict=True):
-                if (both := left & _finite(two)).any():
-                    value = separation.score(_of(two, both))["value"]
-                    rows.append([quantity, None, kind, value])
-            if one is model:
-                rows += [
-                    ["intervention", h, factor, change.mean().item()]
-                    for h, level in enumerate(changes)
-                    for factor, change in level.items()
-                ]
+            rows += _interventions(one, few, read, kind)
     elif data.labels is None:
         known = {}
     else:
@@ -78,6 +52,40 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     if len(radius) > 2:
         rows.append(["growth", None, "radius", fields.growth(radius[:-1])["value"]])
     return [[*asked, value if math.isfinite(value) else None] for *asked, value in rows]
+
+
+def _interventions(
+    model: PictureModel, images: Tensor, read: Callable[[Tensor], dict[str, Tensor]], kind: str
+) -> list[list]:
+    """What redrawing parts of the latents changes, and how far the parts are apart."""
+    # Cuts in two that all flows have: the finest levels, up to three quarters of the latents, and
+    # the rest; the means over the coarsest level, and the rest.
+    config = model.flow.config
+    sizes = [z.numel() for z in model.flow.split(torch.zeros(1, *config.shape))]
+    cut = sum(end <= 0.75 * config.dim for end in accumulate(sizes))
+    levels, parts = [[h] for h in range(len(sizes))], (range(cut), range(cut, len(sizes)))
+    cuts = {"separation_two_parts": parts} if all(parts) else {}
+    if model.prior.name == "gaussian":
+        cuts["separation_means"] = (_with_means, lambda z, fresh: _with_means(fresh, z))
+    changes = separation.intervene(model, images, read, parts=[*levels, *chain(*cuts.values())])
+    changes, halves = changes[: len(levels)], changes[len(levels) :]
+    # A picture that explodes when a level is drawn anew is left out of all, and counted.
+    left = _finite(changes)
+    rows = [["finite", None, kind, left.double().mean().item()]]
+    if not left.any():
+        return rows
+    changes = _of(changes, left)
+    rows.append(["separation", None, kind, separation.score(changes)["value"]])
+    for quantity, *two in zip(cuts, halves[::2], halves[1::2], strict=True):
+        if (both := left & _finite(two)).any():
+            rows.append([quantity, None, kind, separation.score(_of(two, both))["value"]])
+    if kind == "trained":
+        rows += [
+            ["intervention", h, factor, change.mean().item()]
+            for h, level in enumerate(changes)
+            for factor, change in level.items()
+        ]
+    return rows
 
 
 def _with_means(levels: list[Tensor], others: list[Tensor]) -> list[Tensor]:
