@@ -137,17 +137,21 @@ def test_a_network_that_has_grown(planned, monkeypatch):
 
 def test_a_run_that_is_asked_again_keeps_all_else(planned, monkeypatch):
     name = "peer_lean_seed1"
-    write_record(planned, name, 1.5, images_seen=9)
+    radius, score = ["radius", 0, "", 1.0], ["laplace", None, "trained"]
+    write_record(planned, name, 1.5, images_seen=9, latents=[[*score, 0.1], radius])
     before = read_json(planned / records.FOLDER / f"{name}.json")
     weights = planned / "runs" / "study" / name / "model.safetensors"
     weights.parent.mkdir(parents=True)
     save(PictureModel(RGFlow(RGFlowConfig(**TINY)), Prior("laplace")), weights)
     monkeypatch.setattr(
-        records.answers, "answers", lambda model, *_: [[model.prior.name, None, "", 1]]
+        records.answers,
+        "interventions",
+        lambda model, *_: [[model.prior.name, *score[1:], 0.2], ["new", *score[1:], 0.3]],
     )
     after = read_json(records.ask_again(name, planned))
     assert after.pop("asked").keys() >= {"commit", "date", "command"}
-    assert after == before | {"latents": [["laplace", None, "", 1]]}
+    latents = [[*score, 0.2], radius, ["new", *score[1:], 0.3]]
+    assert after == before | {"latents": latents}
 
 
 def table_of(root):

@@ -22,30 +22,17 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     the pictures for the probes, which is that of the default profile.
     """
     data = datasets.load_split(dataset, "test", root / "data", pictures)
-    flow, rows, few = model.flow, [], data.images[: pictures // 20]
-    fresh = PictureModel(flow.config.build(), model.prior)
-    with torch.no_grad():
-        fresh.log_prob(few)  # an ActNorm starts from what it sees first
+    fresh, known, rows = _untrained(model, data.images[: pictures // 20]), {}, []
     if dataset in msds.SETS:
         known = separation.split_factors(dataset, factors.targets(data.labels))
-        net = factors.load(root / "weights" / "factors.safetensors")
-
-        def read(x: Tensor) -> dict[str, Tensor]:
-            finite = x.isfinite().all(-1).all(-1).all(-1)[:, None]
-            values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
-            return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
-
-        for kind, one in (("trained", model), ("untrained", fresh)):
-            rows += _interventions(one, few, read, kind)
-    elif data.labels is None:
-        known = {}
-    else:
+        rows += interventions(model, dataset, root, pictures // 20, fresh)
+    elif data.labels is not None:
         known = {"class": F.one_hot(torch.from_numpy(data.labels).long()).double()}
     for quantity, one in (("probe", model), ("probe_untrained", fresh)):
-        for h, z in enumerate(flow.split(one.infer(data.images))):
+        for h, z in enumerate(model.flow.split(one.infer(data.images))):
             scores = separation.probe(z.flatten(1), known)
             rows += [[quantity, h, factor, score["value"]] for factor, score in scores.items()]
-    positions = fields.choose(flow, pictures // 125)
+    positions = fields.choose(model.flow, pictures // 125)
     maps = fields.receptive_fields(model, positions, samples=pictures // 125 * 2).mean(0)
     radius = torch.stack([fields.radius(level) for level in maps])
     rows += [["radius", h, "", length] for h, length in enumerate(radius.mean(1).tolist())]
@@ -54,7 +41,36 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     return [[*asked, value if math.isfinite(value) else None] for *asked, value in rows]
 
 
-def _interventions(
+def _untrained(model: PictureModel, images: Tensor) -> PictureModel:
+    """The same flow with random weights; an ActNorm starts from what it sees first."""
+    fresh = PictureModel(model.flow.config.build(), model.prior)
+    with torch.no_grad():
+        fresh.log_prob(images)
+    return fresh
+
+
+def interventions(
+    model: PictureModel,
+    dataset: str,
+    root: Path,
+    pictures: int = 100,
+    fresh: PictureModel | None = None,
+) -> list[list]:
+    """Of :func:`answers`, what redrawing levels of a set's latents does; ``fresh`` is untrained."""
+    images = datasets.load_split(dataset, "test", root / "data", pictures).images
+    net = factors.load(root / "weights" / "factors.safetensors")
+
+    def read(x: Tensor) -> dict[str, Tensor]:
+        finite = x.isfinite().all(-1).all(-1).all(-1)[:, None]
+        values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
+        return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
+
+    untrained = fresh or _untrained(model, images)
+    rows = _redrawn(model, images, read, "trained")
+    return rows + _redrawn(untrained, images, read, "untrained")
+
+
+def _redrawn(
     model: PictureModel, images: Tensor, read: Callable[[Tensor], dict[str, Tensor]], kind: str
 ) -> list[list]:
     """What redrawing parts of the latents changes, and how far the parts are apart."""

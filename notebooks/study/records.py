@@ -142,12 +142,13 @@ def make(name: str, root: Path) -> Path:
 
 
 def ask_again(name: str, root: Path) -> Path:
-    """Ask a run that has a record what is asked now; its weights must still be in ``runs/study``."""
+    """Ask again what redrawn latents do; the run's weights must still be in ``runs/study``."""
     from study import peers  # noqa: F401  their library is an extra
 
     path = root / FOLDER / f"{name}.json"
     record, model = read_json(path), load(root / "runs" / "study" / name / "model.safetensors")
-    latents = answers.answers(model, record["settings"]["dataset"], root)
+    rows = record["latents"] + answers.interventions(model, record["settings"]["dataset"], root)
+    latents = list({tuple(asked): [*asked, value] for *asked, value in rows}.values())
     write_json(path, record | {"latents": latents, "asked": provenance()})
     return path
 
@@ -365,7 +366,7 @@ def main() -> None:
     parser = cli.Parser("Make records of the study's training runs, or list those without one.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
     parser.add_argument("--plan", default=PLAN, help=f"whose runs are listed: {PLAN} or {PEERS}")
-    parser.add_argument("--ask-again", action="store_true", help="only what is asked of latents")
+    parser.add_argument("--ask-again", action="store_true", help="only what redrawn latents do")
     args = parser.parse_args()
     root = results.root()
     if not args.names:
