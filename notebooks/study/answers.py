@@ -58,6 +58,7 @@ def interventions(
 ) -> list[list]:
     """Of :func:`answers`, what redrawing levels of a set's latents does; ``fresh`` is untrained."""
     images = datasets.load_split(dataset, "test", root / "data", pictures).images
+    untrained = fresh or _untrained(model, images)  # before all else that draws weights
     net = factors.load(root / "weights" / "factors.safetensors")
 
     def read(x: Tensor) -> dict[str, Tensor]:
@@ -65,7 +66,6 @@ def interventions(
         values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
         return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
 
-    untrained = fresh or _untrained(model, images)
     rows = _redrawn(model, images, read, "trained")
     return rows + _redrawn(untrained, images, read, "untrained")
 
