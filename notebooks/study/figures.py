@@ -563,11 +563,16 @@ def peers(table: pd.DataFrame) -> Drawing:
                 spent = shown("peer_run", model=name, factor="minutes", at=budget)["value"]
                 left.plot([*spent] * len(bits), bits, **look | more | {"linestyle": "none"})
             # Of known factors, how far levels are apart; otherwise what each says of the class.
-            for kind, more in (("untrained", {"mfc": "white"}), ("trained", {})):
+            white = {"mfc": "white", "linestyle": "none"}
+            for kind, more in (("untrained", white), ("trained", {"linestyle": "none"})):
                 rows = shown("peer_separation", model=name, factor=kind)
-                _points(right, [k] * len(rows), rows, True, **look | more | {"linestyle": "none"})
-            if len(rows := shown("peer_probe", model=name, factor="class")):
-                _line(right, "level", rows, 0.05 * k - 0.2, **look)
+                _points(right, [k] * len(rows), rows, True, **look | more)
+            rows = shown("peer_separation_means", model=name, factor="trained")
+            cross = {"marker": "x", "linestyle": "none", "ms": 6}
+            _points(right, [k] * len(rows), rows, True, **look | cross)
+            for quantity, more in (("peer_probe_untrained", white), ("peer_probe", {})):
+                if len(rows := shown(quantity, model=name, factor="class")):
+                    _line(right, "level", rows, 0.05 * k - 0.2, **look | more)
         gaps = shown("peer_difference", model=set_name)
         _points(middle, np.arange(len(gaps)), gaps, True, fmt="D", color="black")
         names = gaps["factor"].str.replace("_uniform", "").str.replace("less", "−")
@@ -580,7 +585,7 @@ def peers(table: pd.DataFrame) -> Drawing:
             axis.grid(axis="both" if axis is left else "x", alpha=0.3)
         left.set_ylabel(f"{titles[set_name]}: test bpd")
         if set_name == "fashion":
-            right.set(xticks=range(4), ylabel="R² of a probe for the class")
+            right.set(xticks=range(4), ylabel="R² of a probe for the class\n(white: untrained)")
             continue
         names = flows
         if set_name == "photographs":
@@ -591,7 +596,7 @@ def peers(table: pd.DataFrame) -> Drawing:
             right.axvline(0, color="black", lw=0.6)
             right.set_xlabel("difference on each\nphotograph, and mean")
         else:
-            right.set(xlabel="separation score\n(white: untrained)", xlim=(-0.05, 1))
+            right.set(xlabel="separation score\n(white: untrained; ×: means)", xlim=(-0.05, 1))
         right.set_yticks(range(len(names)), names)
         right.set_ylim(len(names) - 0.5, -0.5)
     axes[0, 0].set_title("equal pictures (filled),\nequal minutes (white)")
