@@ -596,7 +596,7 @@ def peers(table: pd.DataFrame) -> Drawing:
             right.axvline(0, color="black", lw=0.6)
             right.set_xlabel("difference on each\nphotograph, and mean")
         else:
-            right.set(xlabel="separation score\n(white: untrained; ×: means)", xlim=(-0.05, 1))
+            right.set(xlabel="separation (×: means;\nwhite: untrained)", xlim=(-0.05, 1))
         right.set_yticks(range(len(names)), names)
         right.set_ylim(len(names) - 0.5, -0.5)
     axes[0, 0].set_title("equal pictures (filled),\nequal minutes (white)")
