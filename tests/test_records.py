@@ -9,6 +9,7 @@ import torch
 from support import ROOT, TINY, write_record
 
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, evaluate, save, train
+from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, write_json
 from study import peers, photographs, records, results  # noqa: F401 - peers adds its models
 
@@ -152,6 +153,10 @@ def test_a_run_that_is_asked_again_keeps_all_else(planned, monkeypatch):
     assert after.pop("asked").keys() >= {"commit", "date", "command"}
     latents = [[*score, 0.2], radius, ["new", *score[1:], 0.3]]
     assert after == before | {"latents": latents}
+    fashion = before | {"settings": before["settings"] | {"dataset": "fashion_mnist"}}
+    write_json(planned / records.FOLDER / f"{name}.json", fashion)
+    with pytest.raises(UserError, match="factors are not known"):
+        records.ask_again(name, planned)
 
 
 def table_of(root):

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
+from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, msds, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, write_json
 from study import ablations, answers, benchmarks, photographs, report, results
@@ -147,7 +147,9 @@ def ask_again(name: str, root: Path) -> Path:
 
     path = root / FOLDER / f"{name}.json"
     record, model = read_json(path), load(root / "runs" / "study" / name / "model.safetensors")
-    rows = record["latents"] + answers.interventions(model, record["settings"]["dataset"], root)
+    if (dataset := record["settings"]["dataset"]) not in msds.SETS:
+        raise UserError(f"{name}: of {dataset}, whose factors are not known; {msds.SETS} have some")
+    rows = record["latents"] + answers.interventions(model, dataset, root)
     latents = list({tuple(asked): [*asked, value] for *asked, value in rows}.values())
     write_json(path, record | {"latents": latents, "asked": provenance()})
     return path
