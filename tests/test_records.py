@@ -11,7 +11,7 @@ from support import ROOT, TINY, write_record
 from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, evaluate, save, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import read_json, write_json
-from study import peers, photographs, records, results  # noqa: F401 - peers adds its models
+from study import peers, records, results, sets  # noqa: F401 - peers adds its models
 
 RUNS = records.plan(ROOT)
 PLAN = RUNS | records.plan(ROOT, path=records.PEERS)
@@ -48,7 +48,7 @@ def test_records_are_of_the_plan():
             assert "weights" in record["starts"][0]
         if "diverged" not in record:
             few = wanted.train_images or records.group_of(ROOT, name).startswith(records.BRIEF)
-            whole = {"photographs": 7 * photographs.PATCHES}.get(wanted.dataset, 10_000)
+            whole = {"photographs": 7 * sets.PATCHES}.get(wanted.dataset, 10_000)
             count = wanted.val_images if few else whole
             assert record["test"]["images"] == count
             assert record["images_seen"] == record["validation"][-1]["images"]

@@ -21,6 +21,8 @@ BUDGETS = {
     "fashion_mnist_": ("fashion", "pictures", "fashion_mnist_"),
     "long_fashion_": ("fashion_long", "long", "long_fashion_"),
     "photographs_": ("photographs", "pictures", "photographs_"),
+    "msds2_": ("msds2", "pictures", "msds2_"),
+    "shifted_": ("shifted", "pictures", "shifted_"),
 }
 # What is compared, where planned: on each set at equal pictures, on MSDS1 at equal minutes too.
 PAIRS = ("flat8 less lean8", "flat8_uniform less lean8_uniform", "glow8 less lean8")

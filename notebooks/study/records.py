@@ -18,7 +18,7 @@ from torch import Tensor
 from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, msds, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, write_json
-from study import ablations, answers, benchmarks, photographs, report, results
+from study import ablations, answers, benchmarks, report, results, sets
 from study.results import row
 from study.statistics import bounds, interval, mean
 
@@ -178,7 +178,7 @@ def _judged(model: PictureModel, dataset: str, images: Tensor, shipped: bool) ->
     bits = evaluate.evaluate(model, images)
     facts = {"test": evaluate.mean_and_error(bits)}
     if dataset == "photographs":  # patches of one are alike; those of two are not
-        facts["by_photograph"] = bits.view(-1, photographs.PATCHES).mean(1).tolist()
+        facts["by_photograph"] = bits.view(-1, sets.PATCHES).mean(1).tolist()
     if model.dequantiser is not None:
         uniform = evaluate.evaluate(PictureModel(model.flow, model.prior), images)
         facts["test_uniform_noise"] = evaluate.mean_and_error(uniform)

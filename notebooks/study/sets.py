@@ -1,8 +1,9 @@
-"""Patches of photographs, a data set of natural pictures: those among Debian's wallpapers.
+"""The study's own data sets: importing this adds them to the core's.
 
-Importing this adds "photographs" to the core's data sets. They are free (CC0, CC-BY, CC-BY-SA: the
-two of Lomiri; GPL: those of MATE and Plasma; by whom, says /usr/share/doc/PACKAGE/copyright), but
-none is part of this repository.
+"photographs" are natural pictures, patches of those among Debian's wallpapers. They are free (CC0,
+CC-BY, CC-BY-SA: the two of Lomiri; GPL: those of MATE and Plasma; by whom, says
+/usr/share/doc/PACKAGE/copyright), but none is part of this repository. "shifted" is MSDS1 without
+its tiles: each picture is shifted by as many pixels as chance says, around its edges.
 """
 
 from pathlib import Path
@@ -51,7 +52,7 @@ def _patches(path: Path) -> np.ndarray:
     return grid.swapaxes(1, 2).reshape(-1, SIZE, SIZE, 3)
 
 
-def _make(split: str, root: Path, size: int, each: Each) -> Arrays:
+def _photographs(split: str, root: Path, size: int, each: Each) -> Arrays:
     places = [[root / "photographs" / name, Path("/", name)] for name in PHOTOGRAPHS]
     found = [next(filter(Path.is_file, both), None) for both in places]
     if missing := [name for name, path in zip(PHOTOGRAPHS, found, strict=True) if path is None]:
@@ -65,4 +66,22 @@ def _make(split: str, root: Path, size: int, each: Each) -> Arrays:
 
 
 FACTS = {"photographs": PHOTOGRAPHS, "patches": [ROWS, COLUMNS]}
-datasets.SOURCES["photographs"] = datasets.Source(_make, lambda root: FACTS, "photographs")
+
+
+def _shifted(split: str, root: Path, size: int, each: Each) -> Arrays:
+    images = datasets.load_split("msds1", split, root).images.permute(0, 2, 3, 1).numpy()
+    random = np.random.default_rng(datasets.SPLITS.index(split))
+    offsets = random.integers(size, size=(2, len(images), 1))
+    rows, columns = (np.arange(size) + offsets) % size
+    picture = np.arange(len(images))[:, None, None]
+    return {"images": images[picture, rows[:, :, None], columns[:, None, :]]}
+
+
+def _of_shifted(root: Path) -> dict:
+    return {"msds1": datasets.SOURCES["msds1"].parameters(root), "shift": "around the edges"}
+
+
+datasets.SOURCES |= {
+    "photographs": datasets.Source(_photographs, lambda root: FACTS, "photographs"),
+    "shifted": datasets.Source(_shifted, _of_shifted, "msds1_shifted", flip=False),
+}
