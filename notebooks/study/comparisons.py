@@ -21,7 +21,6 @@ BUDGETS = {
     "fashion_mnist_": ("fashion", "pictures", "fashion_mnist_"),
     "long_fashion_": ("fashion_long", "long", "long_fashion_"),
     "photographs_": ("photographs", "pictures", "photographs_"),
-    "msds2_": ("msds2", "pictures", "msds2_"),
     "shifted_": ("shifted", "pictures", "shifted_"),
 }
 # What is compared, where planned: on each set at equal pictures, on MSDS1 at equal minutes too.
@@ -84,7 +83,9 @@ def _flow_rows(model: str, budget: str, runs: Runs, timed: Runs, seconds: float)
 def _latent_rows(model: str, runs: Runs) -> list[dict]:
     """What was asked of a flow's latents, means over its runs."""
     asked = defaultdict(list)
-    for quantity, level, factor, value in (r for run in runs.values() for r in run["latents"]):
+    for quantity, level, factor, value in (
+        r for run in runs.values() for r in run.get("latents", ())
+    ):
         if value is not None:  # of pictures that are not finite
             asked[quantity, level, factor].append(value)
     return [
