@@ -233,11 +233,10 @@ def test_what_is_asked_of_a_flow_with_levels(set_name, monkeypatch):
 
 def test_what_explodes_is_left_out_and_counted(monkeypatch):
     change = {"global colour": [0.1, 0.1, math.nan], "local colour": [0.6, 0.8, 1.0]}
-    asked = []
 
-    def intervene(*_, parts):
-        asked.append(parts)
-        return [{k: torch.tensor(v) for k, v in change.items()} for _ in parts]
+    def intervene(*_, cut):
+        levels = [torch.zeros(1, 1, 2**h, 2**h) for h in (3, 2, 1, 0)]
+        return [{k: torch.tensor(v) for k, v in change.items()} for _ in cut(levels, levels)]
 
     monkeypatch.setattr(answers.separation, "intervene", intervene)
     model = PictureModel(RGFlow(config_of({"hidden": 4, "subnet": "lean"})), Prior("gaussian"))
@@ -246,15 +245,22 @@ def test_what_explodes_is_left_out_and_counted(monkeypatch):
     assert values["finite", None, "trained"] == pytest.approx(2 / 3)
     assert values["intervention", 1, "local colour"] == pytest.approx(0.7)
     assert values["separation", None, "trained"] == 0
-    parts = [[0], [1], [2], [3], range(1), range(1, 4)]
-    assert [one[:6] for one in asked] == [parts] * 2, "three quarters, the rest"
-    levels, others = ([torch.randn(3, 2, n, n) for n in (4, 2)] for _ in range(2))
-    (finer, new), (fresh, old) = (mix(levels, others) for mix in asked[0][6:])
-    assert finer is levels[0]
-    assert fresh is others[0]
-    for z, means, rest in ((new, others[1], levels[1]), (old, levels[1], others[1])):
-        torch.testing.assert_close(z.mean((2, 3)), means.mean((2, 3)))
-        torch.testing.assert_close(z - z.mean((2, 3), True), rest - rest.mean((2, 3), True))
+
+
+def test_cuts_of_the_latents_in_two():
+    shapes = ((3, 6, 8, 8), (3, 6, 4, 4), (3, 8, 2, 2))
+    levels, fresh = ([torch.randn(shape) for shape in shapes] for _ in range(2))
+    for cut, new in zip(answers._two_parts(levels, fresh), ([0], [1, 2]), strict=True):
+        for h, z in enumerate(cut):
+            assert z is (fresh if h in new else levels)[h], "up to three quarters, the rest"
+    assert not answers._two_parts(levels[:1], fresh[:1]), "of a single level"
+    means, rest = answers._means(levels, fresh)
+    sides = ((means, fresh, levels), (rest, levels, fresh))
+    for (*finer, last), of_means, of_rest in sides:
+        assert all(z is own for z, own in zip(finer, of_rest, strict=False))
+        torch.testing.assert_close(last.mean((2, 3)), of_means[-1].mean((2, 3)))
+        spread = (z - z.mean((2, 3), True) for z in (last, of_rest[-1]))
+        torch.testing.assert_close(*spread)
 
 
 def test_a_probe_finds_what_is_linear_and_nothing_else():

@@ -8,8 +8,7 @@ import safetensors.torch
 import torch
 from support import ROOT, TINY, write_record
 
-from rgflow_core import PictureModel, Prior, RGFlow, RGFlowConfig, evaluate, save, train
-from rgflow_core.errors import UserError
+from rgflow_core import evaluate, train
 from rgflow_core.files import read_json, write_json
 from study import peers, records, results, sets  # noqa: F401 - peers adds its models
 
@@ -136,29 +135,6 @@ def test_a_network_that_has_grown(planned, monkeypatch):
     assert at == ["128"], "pictures of both"
 
 
-def test_a_run_that_is_asked_again_keeps_all_else(planned, monkeypatch):
-    name = "peer_lean_seed1"
-    radius, score = ["radius", 0, "", 1.0], ["laplace", None, "trained"]
-    write_record(planned, name, 1.5, images_seen=9, latents=[[*score, 0.1], radius])
-    before = read_json(planned / records.FOLDER / f"{name}.json")
-    weights = planned / "runs" / "study" / name / "model.safetensors"
-    weights.parent.mkdir(parents=True)
-    save(PictureModel(RGFlow(RGFlowConfig(**TINY)), Prior("laplace")), weights)
-    monkeypatch.setattr(
-        records.answers,
-        "interventions",
-        lambda model, *_: [[model.prior.name, *score[1:], 0.2], ["new", *score[1:], 0.3]],
-    )
-    after = read_json(records.ask_again(name, planned))
-    assert after.pop("asked").keys() >= {"commit", "date", "command"}
-    latents = [[*score, 0.2], radius, ["new", *score[1:], 0.3]]
-    assert after == before | {"latents": latents}
-    fashion = before | {"settings": before["settings"] | {"dataset": "fashion_mnist"}}
-    write_json(planned / records.FOLDER / f"{name}.json", fashion)
-    with pytest.raises(UserError, match="factors are not known"):
-        records.ask_again(name, planned)
-
-
 def table_of(root):
     return results.write(root / "results", "03", records.rows(root))
 
@@ -185,9 +161,6 @@ def test_priors_are_compared_by_seed(planned):
     assert (one["value"], one["n"]) == (pytest.approx(0.625), 2)
     assert one["low"] == pytest.approx(0.625 - 12.706 * 0.075, abs=1e-3)
     assert results.number(table, "separation_difference", model="msds1") == pytest.approx(0.075)
-    first = planned / records.FOLDER / "msds1_gaussian_seed1.json"
-    write_json(first, {k: v for k, v in read_json(first).items() if k != "latents"})
-    assert results.number(table_of(planned), "runs_missing", factor="seeds") == 9, "is made again"
 
 
 def test_changes_are_compared_by_seed_and_intervals_corrected(planned):

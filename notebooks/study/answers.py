@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -22,10 +22,19 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
     the pictures for the probes, which is that of the default profile.
     """
     data = datasets.load_split(dataset, "test", root / "data", pictures)
-    fresh, known, rows = _untrained(model, data.images[: pictures // 20]), {}, []
+    images, known, rows = data.images[: pictures // 20], {}, []
+    fresh = _untrained(model, images)
     if dataset in msds.SETS:
         known = separation.split_factors(dataset, factors.targets(data.labels))
-        rows += interventions(model, dataset, root, pictures // 20, fresh)
+        net = factors.load(root / "weights" / "factors.safetensors")
+
+        def read(x: Tensor) -> dict[str, Tensor]:
+            finite = x.isfinite().all(-1).all(-1).all(-1)[:, None]
+            values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
+            return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
+
+        for kind, one in (("trained", model), ("untrained", fresh)):
+            rows += _redrawn(one, images, read, kind)
     elif data.labels is not None:
         known = {"class": F.one_hot(torch.from_numpy(data.labels).long()).double()}
     for quantity, one in (("probe", model), ("probe_untrained", fresh)):
@@ -43,82 +52,62 @@ def answers(model: PictureModel, dataset: str, root: Path, pictures: int = 2000)
 
 def _untrained(model: PictureModel, images: Tensor) -> PictureModel:
     """The same flow with random weights; an ActNorm starts from what it sees first."""
+    torch.manual_seed(0)
     fresh = PictureModel(model.flow.config.build(), model.prior)
     with torch.no_grad():
         fresh.log_prob(images)
     return fresh
 
 
-def interventions(
-    model: PictureModel,
-    dataset: str,
-    root: Path,
-    pictures: int = 100,
-    fresh: PictureModel | None = None,
-) -> list[list]:
-    """Of :func:`answers`, what redrawing levels of a set's latents does; ``fresh`` is untrained."""
-    images = datasets.load_split(dataset, "test", root / "data", pictures).images
-    untrained = fresh or _untrained(model, images)  # before all else that draws weights
-    net = factors.load(root / "weights" / "factors.safetensors")
+def _two_parts(levels: list[Tensor], fresh: list[Tensor]) -> list[list[Tensor]]:
+    """The finest levels, up to three quarters of the latents, drawn anew, and the rest.
 
-    def read(x: Tensor) -> dict[str, Tensor]:
-        finite = x.isfinite().all(-1).all(-1).all(-1)[:, None]
-        values = separation.split_factors(dataset, net.outputs(pixels.to_bytes(x)))
-        return {factor: v.where(finite, torch.nan) for factor, v in values.items()}
+    A cut that all flows have, but those of a single level.
+    """
+    sizes = [z[0].numel() for z in levels]
+    cut = sum(end <= 0.75 * sum(sizes) for end in accumulate(sizes))
+    return [[*fresh[:cut], *levels[cut:]], [*levels[:cut], *fresh[cut:]]] if cut else []
 
-    rows = _redrawn(model, images, read, "trained")
-    return rows + _redrawn(untrained, images, read, "untrained")
+
+def _means(levels: list[Tensor], fresh: list[Tensor]) -> list[list[Tensor]]:
+    """The means over the sites of the coarsest level drawn anew, one a channel, and all else.
+
+    Those are as independent of all else as levels are, if the prior is a Gaussian: a rotation of
+    the latents makes them latents of their own.
+    """
+    change = (fresh[-1] - levels[-1]).flatten(2).mean(2)[..., None, None]
+    return [[*levels[:-1], levels[-1] + change], [*fresh[:-1], fresh[-1] - change]]
+
+
+CUTS = {"separation": separation.each_level, "separation_two_parts": _two_parts}
+GAUSSIAN_CUTS = {"separation_means": _means}
 
 
 def _redrawn(
     model: PictureModel, images: Tensor, read: Callable[[Tensor], dict[str, Tensor]], kind: str
 ) -> list[list]:
     """What redrawing parts of the latents changes, and how far the parts are apart."""
-    # Cuts in two that all flows have: the finest levels, up to three quarters of the latents, and
-    # the rest; the means over the coarsest level, and the rest.
-    config = model.flow.config
-    sizes = [z.numel() for z in model.flow.split(torch.zeros(1, *config.shape))]
-    cut = sum(end <= 0.75 * config.dim for end in accumulate(sizes))
-    levels, parts = [[h] for h in range(len(sizes))], (range(cut), range(cut, len(sizes)))
-    cuts = {"separation_two_parts": parts} if all(parts) else {}
-    if model.prior.name == "gaussian":
-        cuts["separation_means"] = (_with_means, lambda z, fresh: _with_means(fresh, z))
-    changes = separation.intervene(model, images, read, parts=[*levels, *chain(*cuts.values())])
-    changes, halves = changes[: len(levels)], changes[len(levels) :]
+    cuts = CUTS | (GAUSSIAN_CUTS if model.prior.name == "gaussian" else {})
+    asked = {
+        quantity: separation.intervene(model, images, read, cut=cut)
+        for quantity, cut in cuts.items()
+    }
     # A picture that explodes when a level is drawn anew is left out of all, and counted.
-    left = _finite(changes)
+    left = _finite(asked["separation"])
     rows = [["finite", None, kind, left.double().mean().item()]]
-    if not left.any():
-        return rows
-    changes = _of(changes, left)
-    rows.append(["separation", None, kind, separation.score(changes)["value"]])
-    for quantity, *two in zip(cuts, halves[::2], halves[1::2], strict=True):
-        if (both := left & _finite(two)).any():
-            rows.append([quantity, None, kind, separation.score(_of(two, both))["value"]])
-    if kind == "trained":
+    for quantity, changes in asked.items():
+        if changes and (both := left & _finite(changes)).any():
+            score = separation.score([{k: v[both] for k, v in part.items()} for part in changes])
+            rows.append([quantity, None, kind, score["value"]])
+    if kind == "trained" and left.any():
         rows += [
-            ["intervention", h, factor, change.mean().item()]
-            for h, level in enumerate(changes)
+            ["intervention", h, factor, change[left].mean().item()]
+            for h, level in enumerate(asked["separation"])
             for factor, change in level.items()
         ]
     return rows
 
 
-def _with_means(levels: list[Tensor], others: list[Tensor]) -> list[Tensor]:
-    """Levels with others' means over the sites of the coarsest, one a channel.
-
-    Those are as independent of all else as levels are, if the prior is a Gaussian: a rotation of
-    the latents makes them latents of their own.
-    """
-    *finer, last = levels
-    change = (others[-1] - last).flatten(2).mean(2)
-    return [*finer, last + change[..., None, None]]
-
-
 def _finite(changes: list[dict[str, Tensor]]) -> Tensor:
     """Of which pictures (N,) all changes are finite."""
     return torch.stack([v for part in changes for v in part.values()]).isfinite().all(0)
-
-
-def _of(changes: list[dict[str, Tensor]], which: Tensor) -> list[dict[str, Tensor]]:
-    return [{k: v[which] for k, v in part.items()} for part in changes]

@@ -3,7 +3,7 @@
 ``data/runs.json`` says what each run trains, as differences from the lean recipe; a finished run
 leaves ``data/records/NAME.json``. Runs under "shipped" leave ``weights/NAME.safetensors`` too,
 those under "shipped8" rounded to 16 bits (and their records are of these). Without NAME, the names of
-runs that have no whole record are listed.
+runs that have no record are listed.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, msds, train
+from rgflow_core import PictureModel, checkpoints, cli, datasets, evaluate, load, train
 from rgflow_core.errors import UserError
 from rgflow_core.files import provenance, read_json, write_json
 from study import ablations, answers, benchmarks, report, results, sets
@@ -79,12 +79,6 @@ def by_seed(root: Path, names: Collection[str]) -> dict[str, dict[int, dict]]:
     return dict(runs)
 
 
-def complete(root: Path, name: str) -> bool:
-    """Whether a run has its record, with its latents' numbers where they belong in it."""
-    record = read(root, [name]).get(name)
-    return record is not None and ("latents" in record or group_of(root, name) != "seeds")
-
-
 def make(name: str, root: Path) -> Path:
     """Train a run, or go on with it, and evaluate it on the test split, once.
 
@@ -95,7 +89,7 @@ def make(name: str, root: Path) -> Path:
         UserError: for a name that is not in the plan.
     """
     record = root / FOLDER / f"{name}.json"
-    if complete(root, name):
+    if record.exists():
         return record
     runs, group = plan(root) | (others := plan(root, path=PEERS)), group_of(root, name)
     if group is None:
@@ -139,20 +133,6 @@ def make(name: str, root: Path) -> Path:
     if shipped:
         report.write(root / "weights" / "README.md", "cards", records=shipped_records(root))
     return record
-
-
-def ask_again(name: str, root: Path) -> Path:
-    """Ask again what redrawn latents do; the run's weights must still be in ``runs/study``."""
-    from study import peers  # noqa: F401  their library is an extra
-
-    path = root / FOLDER / f"{name}.json"
-    record, model = read_json(path), load(root / "runs" / "study" / name / "model.safetensors")
-    if (dataset := record["settings"]["dataset"]) not in msds.SETS:
-        raise UserError(f"{name}: of {dataset}, whose factors are not known; {msds.SETS} have some")
-    rows = record["latents"] + answers.interventions(model, dataset, root)
-    latents = list({tuple(asked): [*asked, value] for *asked, value in rows}.values())
-    write_json(path, record | {"latents": latents, "asked": provenance()})
-    return path
 
 
 def _settings(root: Path, planned: dict) -> train.Settings:
@@ -359,8 +339,7 @@ def rows(root: Path) -> list[dict]:
     groups = {group: plan(root, group) for group in read_json(root / PLAN)}
     groups["flows and pictures of A4"] = plan(root, path=PEERS)
     for group, names in groups.items():
-        missing = sum(not complete(root, name) for name in names)
-        made.append(row("runs_missing", missing, factor=group))
+        made.append(row("runs_missing", len(names) - len(read(root, names)), factor=group))
     return made + _published_rows(root) + _latent_rows(root)
 
 
@@ -368,14 +347,14 @@ def main() -> None:
     parser = cli.Parser("Make records of the study's training runs, or list those without one.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
     parser.add_argument("--plan", default=PLAN, help=f"whose runs are listed: {PLAN} or {PEERS}")
-    parser.add_argument("--ask-again", action="store_true", help="only what redrawn latents do")
     args = parser.parse_args()
     root = results.root()
     if not args.names:
         names = plan(root, path=args.plan)
-        print(*(name for name in names if not complete(root, name)), sep="\n")
+        kept = read(root, names)
+        print(*(name for name in names if name not in kept), sep="\n")
     for name in args.names:
-        print((ask_again if args.ask_again else make)(name, root))
+        print(make(name, root))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scale separation: the factors of an MSDS picture, who has and who changes which, and one number."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -55,20 +55,25 @@ def probe(z: Tensor, known: dict[str, Tensor], seed: int = 0) -> dict[str, dict[
     return scores
 
 
+def each_level(levels: list[Tensor], fresh: list[Tensor]) -> list[list[Tensor]]:
+    """Latents with one level after the other drawn anew."""
+    return [[*levels[:h], fresh[h], *levels[h + 1 :]] for h in range(len(levels))]
+
+
 @torch.no_grad()
 def intervene(
     model: PictureModel,
     images: Tensor,
     read: Callable[[Tensor], dict[str, Tensor]],
     seed: int = 0,
-    parts: Sequence[Sequence[int] | Callable[[list[Tensor], list[Tensor]], list[Tensor]]] = (),
+    cut: Callable[[list[Tensor], list[Tensor]], list[list[Tensor]]] = each_level,
 ) -> list[dict[str, Tensor]]:
-    """What changes when the latents of one level of pictures (N, C, L, L) are drawn anew.
+    """What changes when a part of the latents of pictures (N, C, L, L) is drawn anew.
 
     Args:
         read: pictures in [0, 1] -> factor -> its values (N, k).
-        parts: levels that are drawn anew together, or a function that mixes the levels of latents
-            with those of others, drawn anew; by default each level for itself.
+        cut: levels of latents, and of others drawn anew -> latents of which a part is of the others,
+            part after part.
 
     Returns:
         Of each part: factor -> change (N,), in units of the mean difference of two pictures.
@@ -76,17 +81,11 @@ def intervene(
     flow = model.flow.fold()
     levels = flow.split(model.infer(images, seed))
     fresh = flow.split(model.latents(len(images), seed=seed))
-    before, changes = read(from_logit(flow.inverse(flow.join(levels))[0])), []
-    unit = {k: (v - v.roll(1, 0)).abs().mean() for k, v in before.items()}
-    for part in parts or [[h] for h in range(len(levels))]:
-        mixed = (
-            part(levels, fresh)
-            if callable(part)
-            else [(fresh if h in part else levels)[h] for h in range(len(levels))]
-        )
-        after = read(from_logit(flow.inverse(flow.join(mixed))[0]))
-        changes.append({k: (v - before[k]).abs().mean(1) / unit[k] for k, v in after.items()})
-    return changes
+    before, *others = [
+        read(from_logit(flow.inverse(flow.join(z))[0])) for z in (levels, *cut(levels, fresh))
+    ]
+    unit = {k: (v - v.roll(1, 0)).abs().nanmean() for k, v in before.items()}
+    return [{k: (v - before[k]).abs().mean(1) / unit[k] for k, v in o.items()} for o in others]
 
 
 def score(changes: list[dict[str, Tensor]]) -> dict[str, float]:
