@@ -16,16 +16,10 @@ OF_PICTURES = ["data", "fields", "samples", "mixing"]
 
 
 def measured(sets, priors):
-    """What the study measured of some models; of seeds' latents, what no record has is made up."""
-    models = [f"{s}_{p}" for s in sets for p in priors]
-    kept = ["", "random", "celeba", "msds1_gaussian_affine", *sets, *models]
-    kept += [*results.select(TABLE, "peer_mean")["model"]]
-    asked = {"separation_seeds": "trained", "growth_seeds": "radius"}
-    ends = {"low": 0.4, "high": 0.6, "n": 3}
-    rows = [results.row(q, 0.5, m, factor=f, **ends) for q, f in asked.items() for m in models]
-    rows = pd.DataFrame(rows).astype({"level": "Int64", "n": "Int64"})
-    rows = pd.concat([TABLE[TABLE["model"].isin(kept)], rows.assign(notebook="03_bpd_evaluation")])
-    return rows.drop_duplicates(["notebook", "quantity", "model", "level", "factor", "at"])
+    """What the study measured of some models."""
+    kept = ["", "random", "celeba", "msds1_gaussian_affine", *sets]
+    kept += [f"{s}_{p}" for s in sets for p in priors]
+    return TABLE[TABLE["model"].isin([*kept, *results.select(TABLE, "peer_mean")["model"]])]
 
 
 def pictures(sets, priors):

@@ -3,7 +3,6 @@
 The runs are those of ``data/peers.json``; notebook A4 shows their rows of results.
 """
 
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -77,20 +76,10 @@ def _flow_rows(model: str, budget: str, runs: Runs, timed: Runs, seconds: float)
     rows += [row("peer_run", v, model, factor=of, at=budget) for of, v in facts.items()]
     if runs is not timed:
         return rows
-    return [*rows, row("peer_cost", model=model, **per_picture), *_latent_rows(model, runs)]
-
-
-def _latent_rows(model: str, runs: Runs) -> list[dict]:
-    """What was asked of a flow's latents, means over its runs."""
-    asked = defaultdict(list)
-    for quantity, level, factor, value in (
-        r for run in runs.values() for r in run.get("latents", ())
-    ):
-        if value is not None:  # of pictures that are not finite
-            asked[quantity, level, factor].append(value)
     return [
-        row(f"peer_{quantity}", model=model, level=level, factor=factor, **mean(values))
-        for (quantity, level, factor), values in asked.items()
+        *rows,
+        row("peer_cost", model=model, **per_picture),
+        *records.latent_rows("peer_{}", model, records.latents(runs)),
     ]
 
 
@@ -161,5 +150,6 @@ def rows(root: Path) -> list[dict]:
     for name in ("published", "published_narrow", "published_way"):
         model, single = f"msds1_gaussian_{name}", runs[f"{name}_msds1_gaussian"]
         for record in single.values():
-            made += records.run_rows(model, record) + _latent_rows(model, single)
+            made += records.run_rows(model, record)
+        made += records.latent_rows("peer_{}", model, records.latents(single))
     return made + _pair_rows(runs) + _recipe_rows(runs)

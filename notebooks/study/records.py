@@ -227,25 +227,42 @@ def _seed_rows(root: Path) -> list[dict]:
     return rows
 
 
-def _latent_rows(root: Path) -> list[dict]:
-    """What records keep of their runs' latents: means over seeds, and Laplace less Gaussian."""
-    kept = {}  # quantity, set, level, factor -> prior -> seed -> value
-    for record in read(root, plan(root, "seeds")).values():
-        settings = record["settings"]
-        for quantity, level, factor, value in record.get("latents", ()):
-            # None: of pictures that are not finite; untrained, all are the same.
-            if value is None or "untrained" in (quantity.removeprefix("probe_"), factor):
-                continue
-            priors = kept.setdefault((quantity, settings["dataset"], level, factor), {})
-            priors.setdefault(settings["prior"], {})[settings["seed"]] = value
-    rows = []
-    for (quantity, set_name, level, factor), priors in kept.items():
-        where = {"level": level, "factor": factor}
-        for prior, values in priors.items():
-            over = mean([*values.values()])
-            rows.append(row(f"{quantity}_seeds", model=f"{set_name}_{prior}", **where, **over))
-        sides = (priors.get(prior, {}) for prior in ("laplace", "gaussian"))
-        rows += difference(f"{quantity}_difference", *sides, model=set_name, **where)
+def latents(runs: dict[int, dict]) -> dict[tuple, dict[int, float]]:
+    """What records of a run's seeds keep of its latents: (quantity, level, factor) -> seed -> value."""
+    kept = defaultdict(dict)
+    for seed, record in runs.items():
+        for *asked, value in record.get("latents", ()):
+            if value is not None:  # of pictures that are not finite
+                kept[tuple(asked)][seed] = value
+    return kept
+
+
+def latent_rows(quantity: str, model: str, kept: dict[tuple, dict[int, float]]) -> list[dict]:
+    """Means over seeds, as rows whose quantities are called as ``quantity``, a format, says."""
+    return [
+        row(quantity.format(of), model=model, level=level, factor=factor, **mean([*by.values()]))
+        for (of, level, factor), by in kept.items()
+    ]
+
+
+def _seed_latent_rows(root: Path) -> list[dict]:
+    """Of the runs that differ in set and prior: means over seeds, and Laplace less Gaussian."""
+    rows, of_set = [], defaultdict(dict)  # set -> prior -> what is kept
+    for model, runs in by_seed(root, plan(root, "seeds")).items():
+        set_name, prior = model.split("_")
+        kept = {  # of random weights, which all are the same, nothing
+            asked: by
+            for asked, by in latents(runs).items()
+            if "untrained" not in (asked[0].removeprefix("probe_"), asked[2])
+        }
+        rows += latent_rows("{}_seeds", model, kept)
+        of_set[set_name][prior] = kept
+    for set_name, priors in of_set.items():
+        laplace, gaussian = (priors.get(prior, {}) for prior in ("laplace", "gaussian"))
+        for (quantity, level, factor), by in laplace.items():
+            sides = by, gaussian.get((quantity, level, factor), {})
+            where = {"model": set_name, "level": level, "factor": factor}
+            rows += difference(f"{quantity}_difference", *sides, **where)
     return rows
 
 
@@ -340,7 +357,7 @@ def rows(root: Path) -> list[dict]:
     groups["flows and pictures of A4"] = plan(root, path=PEERS)
     for group, names in groups.items():
         made.append(row("runs_missing", len(names) - len(read(root, names)), factor=group))
-    return made + _published_rows(root) + _latent_rows(root)
+    return made + _published_rows(root) + _seed_latent_rows(root)
 
 
 def main() -> None:
