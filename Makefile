@@ -61,11 +61,11 @@ $(R)/01_data.ipynb: notebooks/01_data.ipynb $(filter %/msds.py %/ellipses.py %/d
 # A finished training is not repeated when code changes; `make clean` first to train anew.
 $(TRAINED:%=$(R)/02_training_%.ipynb): $(R)/02_training_%.ipynb: notebooks/02_training.ipynb $(R)/01_data.ipynb
 	$(RUN) --model $*
-$(R)/03_bpd_evaluation.ipynb: $(wildcard data/*.json data/records/*.json)
+$(R)/03_bpd_evaluation.ipynb: $(addprefix data/,runs.json peers.json published.json) $(wildcard data/records/*.json)
 $(ANALYSES:%=$(R)/%.ipynb): $(R)/%.ipynb: notebooks/%.ipynb $(CODE) $(MODELS) $(R)/01_data.ipynb
 	$(RUN)
 $(R)/07_figures.ipynb: notebooks/07_figures.ipynb $(patsubst %,$(R)/%.ipynb,01_data $(TRAINED:%=02_training_%) \
-		$(ANALYSES)) notebooks/study/figures.py notebooks/study/report.py $(wildcard notebooks/study/templates/*.md)
+		$(ANALYSES)) $(addprefix notebooks/study/,figures.py report.py) $(wildcard notebooks/study/templates/*.md) data/ledger.json
 	$(RUN)
 $(R)/report.html: $(R)/07_figures.ipynb notebooks/study/page.py $(wildcard notebooks/study/templates/page/*)
 	@$(PYTHON) -m study.page $< $@

@@ -363,11 +363,10 @@ def rows(root: Path) -> list[dict]:
 def main() -> None:
     parser = cli.Parser("Make records of the study's training runs, or list those without one.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="run; without any, list them")
-    parser.add_argument("--plan", default=PLAN, help=f"whose runs are listed: {PLAN} or {PEERS}")
     args = parser.parse_args()
     root = results.root()
     if not args.names:
-        names = plan(root, path=args.plan)
+        names = plan(root) | plan(root, path=PEERS)
         kept = read(root, names)
         print(*(name for name in names if name not in kept), sep="\n")
     for name in args.names:
