@@ -7,7 +7,7 @@ rule, its description the help; a field without a default is a positional argume
     class Settings:
         epochs: cli.Count = cli.knob(60, "passes through the data")
 
-    settings = cli.parse(Settings, "Train a model.")
+    settings, typed = cli.parse(Settings, "Train a model.")
 """
 
 import argparse
@@ -106,26 +106,23 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def typed(kind: type, description: str, argv: list[str] | None = None) -> dict[str, Any]:
-    """Only the knobs that were typed; else as :func:`parse`."""
+def parse(
+    kind: type[Knobs], description: str, argv: list[str] | None = None
+) -> tuple[Knobs, dict[str, Any]]:
+    """The knobs of a command, a pydantic dataclass, and those of them that were typed.
+
+    Raises:
+        UserError: names the flag, what is allowed and what was given.
+    """
     parser = Parser(description)
     for name, field in kind.__pydantic_fields__.items():
         _add_flag(parser, name, field)
     given = vars(parser.parse_args(argv))
     try:
-        whole = TypeAdapter(kind).validate_python(given, strict=False)  # numbers come as text
+        knobs = TypeAdapter(kind).validate_python(given, strict=False)  # numbers come as text
     except ValidationError as error:
         raise UserError(explain(error, _flag)) from None
-    return {name: getattr(whole, name) for name in given}
-
-
-def parse(kind: type[Knobs], description: str, argv: list[str] | None = None) -> Knobs:
-    """The knobs of a command, a pydantic dataclass, from its command line.
-
-    Raises:
-        UserError: names the flag, what is allowed and what was given.
-    """
-    return kind(**typed(kind, description, argv))
+    return knobs, {name: getattr(knobs, name) for name in given}
 
 
 def pick_device(name: str) -> torch.device:

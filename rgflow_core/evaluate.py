@@ -80,10 +80,9 @@ def chosen_data(
     if name is None:
         names = ", ".join(datasets.SOURCES)
         raise UserError(f"{file}: does not say its data set; add --dataset with one of {names}")
-    if name != own or (name in msds.SETS and not Path(root).is_dir()):
-        where = data_root or "data"  # nothing is drawn where a file from elsewhere says
-    else:
-        where = data_root or root
+    foreign = name != own or (name in msds.SETS and not Path(root).is_dir())
+    # Nothing is drawn where a file from elsewhere says.
+    where = data_root or ("data" if foreign else root)
     if own and (
         name != own or (name == "folder" and Path(where).resolve() != Path(root).resolve())
     ):
@@ -96,9 +95,8 @@ def say_if_changed(file: str, model: PictureModel, root: str) -> None:
     """Say if a folder's training pictures are others now: they could have become test pictures."""
     settings, trained = _settings(model), model.metadata.get("train_fingerprint")
     same = Path(str(settings.get("data_root"))).resolve() == Path(root).resolve()
-    if not (trained and settings.get("dataset") == "folder" and same):
-        return
-    if not pictures.splits(Path(root))[0]["train"]:
+    own = trained and settings.get("dataset") == "folder" and same
+    if not (own and pictures.splits(Path(root))[0]["train"]):
         return
     limit, size = settings.get("train_images"), model.flow.config.image_size
     if datasets.load_split("folder", "train", root, limit, size=size).fingerprint != trained:
@@ -107,7 +105,7 @@ def say_if_changed(file: str, model: PictureModel, root: str) -> None:
 
 
 def main() -> None:
-    args = cli.parse(
+    args, _ = cli.parse(
         Settings, "Bits per dimension of a model on a data split, with their standard error."
     )
     if args.out:

@@ -190,7 +190,9 @@ class LeanNetwork(nn.Module):
         A start from data (Salimans and Kingma 2016): networks begin at zero and would take
         hundreds of steps to learn it.
         """
-        s = (-values.std(0).log()).clamp(-1.8, 1.8)
+        # A single row has no deviation.
+        deviation = values.std(0) if len(values) > 1 else torch.ones_like(values[0])
+        s = (-deviation.log()).clamp(-1.8, 1.8)
         bias = self.leave.bias.view(self.outputs, -1)
         bias[0], bias[1] = 2 * torch.atanh(s / 2), -s.exp() * values.mean(0)
 

@@ -35,9 +35,6 @@ _LIKE_A_SPLIT = re.compile(
 )
 
 
-# Which
-
-
 def is_named(name: str) -> bool:
     """Whether a file has a picture's name."""
     return re.search(rf"\.({_ENDINGS})$", name, re.IGNORECASE) is not None
@@ -124,9 +121,6 @@ def splits(root: Path) -> tuple[dict[str, list[Path]], str]:
     return found, printable(said)
 
 
-# One
-
-
 def _check(image: Image.Image, crop: int | None) -> None:
     if image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels are too many")
@@ -139,11 +133,6 @@ def _check(image: Image.Image, crop: int | None) -> None:
     if min(image.size) < (crop or 1):
         size = f"{image.width} x {image.height}"
         raise ValueError(f"{size} is smaller than {crop}; is it CelebA's aligned picture?")
-
-
-def _raw(image: Image.Image) -> str:
-    """How the file stores a pixel, in Pillow's words, before it is decoded."""
-    return str(image.tile[0].args) if image.tile else ""
 
 
 def read(
@@ -164,7 +153,7 @@ def read(
 
     with Image.open(path, formats=FORMATS) as image:
         _check(image, crop)
-        raw = _raw(image)
+        raw = str(image.tile[0].args) if image.tile else ""  # how a pixel is stored
         deep = image.mode[0] == "I" or ";16" in raw or (image.format == "PPM" and "65535" in raw)
         if isinstance(key := image.info.get("transparency"), int | tuple):
             if deep:

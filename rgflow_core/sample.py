@@ -41,7 +41,7 @@ class Settings(cli.ModelFile):
 
 
 def main() -> None:
-    args = cli.parse(Settings, "Draw pictures from a model into one PNG.")
+    args, _ = cli.parse(Settings, "Draw pictures from a model into one PNG.")
     out = cli.new_file(args.out)
     if out.suffix != ".png":
         raise UserError(f"--out must end in .png, not {args.out!r}")

@@ -29,36 +29,17 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
-from rgflow_core import checkpoints, cli, datasets, evaluate, sample
+from rgflow_core import checkpoints, cli, datasets, evaluate, files, running, sample
 from rgflow_core.cli import Count, Name, NotNegative, Positive, Whole, knob, one_of
 from rgflow_core.dequantiser import Dequantiser
 from rgflow_core.errors import UserError
-from rgflow_core.files import (
-    check_writable,
-    locked,
-    new_folder,
-    provenance,
-    refusing_damage,
-    replacing,
-    sha256,
-    write_json,
-)
 from rgflow_core.flow import LEAN, LEAN8, LEAN8_AUTOREGRESSIVE, LEAN_AFFINE, RGFlowConfig, config_of
 from rgflow_core.model import PictureModel
 from rgflow_core.muon import Muon
 from rgflow_core.noise import permutation, stream, uniform
 from rgflow_core.pixels import bits_per_dim
 from rgflow_core.priors import CONVENTIONS, NAMES, Prior
-from rgflow_core.running import (
-    PRECISIONS,
-    Ranks,
-    compile_couplings,
-    deferred_signals,
-    log,
-    logging_to,
-    precision,
-    stopped_by,
-)
+from rgflow_core.running import PRECISIONS, Ranks, compile_couplings, log, precision
 
 MODELS = {
     "published": {},
@@ -292,7 +273,7 @@ class Run:
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint; :class:`UserError` if it is damaged or of another run."""
         state = checkpoints.read_pickle(path)
-        with refusing_damage(path):
+        with files.refusing_damage(path):
             self._compare(state, path)
             checkpoints.check_finite(state["model"], path)
             checkpoints.fill(self.model, state["model"])
@@ -342,11 +323,11 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if self.ranks.rank or not path.exists():
             return
-        with refusing_damage(path, "the metrics of a run; remove it to go on without"):
+        with files.refusing_damage(path, "the metrics of a run; remove it to go on without"):
             # A line without an end was being written when the run was killed.
             lines = path.read_text("utf-8").splitlines(keepends=True)
             kept = [s for s in lines if s.endswith("\n") and json.loads(s)["step"] <= self.step]
-        with replacing(path) as temporary:
+        with files.replacing(path) as temporary:
             temporary.write_text("".join(kept), "utf-8")
 
     def say(self, loss: float, norm: float) -> None:
@@ -401,9 +382,9 @@ class Run:
             "best_epoch": self.best(),
             "validation": self.history,
             "starts": self.starts,
-            **provenance(seed=self.settings.seed),
+            **files.provenance(seed=self.settings.seed),
         }
-        write_json(self.folder / "record.json", facts)
+        files.write_json(self.folder / "record.json", facts)
         checkpoints.save(self.model, final, facts)
         log.info(f"Done: {final}, best epoch {self.best()}, records beside it")
 
@@ -431,7 +412,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         UserError: for data or checkpoints that cannot be used, and if it diverges; the last good
             checkpoint is kept.
     """
-    check_writable(folder)
+    files.check_writable(folder)
     size, ranks = flow_config(settings).image_size, Ranks(settings.device)
     folder = ranks.agreed(Path(folder))
     # Before anything is written: what is missing or damaged should leave nothing behind.
@@ -445,14 +426,16 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         datasets.load_split(settings.dataset, split, where, limit, workers, progress, size)
         for split, limit in limits.items()
     )
+    if len(val.images) < ranks.world:
+        raise UserError(f"val_images: {len(val.images)} are too few for {ranks.world} processes")
     if (batch_size := min(settings.batch_size, len(data.images))) % ranks.world:
         raise UserError(
             f"batch_size must be a multiple of the {ranks.world} processes, not {batch_size}"
         )
     final = folder / "model.safetensors"
-    with deferred_signals() as signals, ExitStack() as stack:
+    with running.deferred_signals() as signals, ExitStack() as stack:
         if not ranks.rank:
-            stack.enter_context(locked(folder))
+            stack.enter_context(files.locked(folder))
         run = Run(settings, folder, ranks, len(data.images), data.fingerprint)
         if latest := latest_checkpoint(folder):
             run.restore(latest)
@@ -460,7 +443,7 @@ def train(settings: Settings, folder: str | Path, progress: bool = True) -> Path
         if final.exists() and len(run.history) >= settings.epochs:
             return final
         if not ranks.rank:
-            stack.enter_context(logging_to(folder))
+            stack.enter_context(running.logging_to(folder))
         images = data.images.to(ranks.device)
         begin(run, images, start)
         loop(run, images, val.images, signals, progress)
@@ -487,7 +470,7 @@ def _start(settings: Settings) -> PictureModel:
 def begin(run: Run, images: Tensor, start: PictureModel | None = None) -> None:
     """Start from a model or the data, or drop what a killed run wrote after its last checkpoint."""
     settings, ranks, model = run.settings, run.ranks, run.model
-    run.starts.append({"step": run.step, "commit": provenance()["commit"]})
+    run.starts.append({"step": run.step, "commit": files.provenance()["commit"]})
     run.truncate_metrics()
     log.info(
         f"{settings.model} model, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, "
@@ -501,7 +484,7 @@ def begin(run: Run, images: Tensor, start: PictureModel | None = None) -> None:
             compile_couplings(model.flow)
     if start and not run.step:
         checkpoints.fill(model, checkpoints.tensors(start))
-        run.starts[-1]["weights"] = sha256(settings.start_from)
+        run.starts[-1]["weights"] = files.sha256(settings.start_from)
         log.info(f"Begins with the weights of {settings.start_from}")
     elif settings.standardise and not settings.start_from and not run.step:  # alike everywhere
         count, seed = len(images), settings.seed
@@ -580,7 +563,7 @@ def loop(run: Run, images: Tensor, val: Tensor, signals: list[int], progress: bo
                 return
             if stop:
                 log.info(f"Stopped at step {run.step}; --resume {run.folder} goes on")
-                raise stopped_by(max(signals, default=signal.SIGINT))
+                raise running.stopped_by(max(signals, default=signal.SIGINT))
             loss, norm, stop = step(run, model, images, signals)
             bar.update(run.batch_size)
 
@@ -605,13 +588,14 @@ def resumed(name: str, given: dict) -> tuple[Settings, Path]:
     refuses knobs that would change the run.
     """
     asked = Path(name)
+    asked = asked.absolute() if asked.is_file() else asked
     folder = asked.parents[asked.parent.name == "ckpt"] if asked.is_file() else asked
     path = latest_checkpoint(folder)
     if path is None:
         raise UserError(f"{name}: no checkpoint in ckpt of folder {folder}; nothing to resume")
     if asked.parent == path.parent and asked != path:
         raise UserError(f"{name}: not the latest checkpoint; the run goes on from {path}")
-    with refusing_damage(path):
+    with files.refusing_damage(path):
         settings = Settings(**checkpoints.read_pickle(path)["settings"] | given)
     root, whole = settings.data_root, None in (settings.train_images, settings.val_images)
     if whole and "data_root" not in given and not Path(root).is_dir():
@@ -620,13 +604,12 @@ def resumed(name: str, given: dict) -> tuple[Settings, Path]:
 
 
 def main() -> None:
-    typed = cli.typed(
+    command, typed = cli.parse(
         Command,
         "Train an RG-Flow. A run leaves runs/<dataset>_<date>_<time>/ with ckpt/, logs/, samples/, "
         "metrics.jsonl, record.json and model.safetensors. The defaults are the published training "
         "and want a GPU; on a CPU try --recipe lean8.",
     )
-    command = Command(**typed)
     given = {name: typed[name] for name in typed.keys() & asdict(Settings()).keys()}
     if command.test_mode:
         given = {"train_images": 128, "val_images": 64} | given
@@ -640,7 +623,7 @@ def main() -> None:
         else:
             settings = Settings(**given)
             folder = Path(command.out) / f"{settings.dataset}_{datetime.now():%Y%m%d_%H%M%S}"
-            folder = stack.enter_context(new_folder(folder)) if first else folder
+            folder = stack.enter_context(files.new_folder(folder)) if first else folder
         paths = {"data_root": settings.data_root, "start_from": settings.start_from}
         paths = {name: os.path.abspath(path) for name, path in paths.items() if path}
         final = train(replace(settings, **paths), folder)

@@ -76,7 +76,7 @@ def test_as_a_program(tmp_path):
 
 def test_a_name_that_is_not_utf8():
     name = os.fsdecode(b"caf\xe9")
-    assert cli.parse(train.Command, "", ["--data-root", name]).data_root == name
+    assert cli.parse(train.Command, "", ["--data-root", name])[0].data_root == name
     json.dumps(asdict(train.Settings(data_root=name)))
 
 
@@ -98,14 +98,14 @@ IGF23 = {
 
 
 def test_flags_of_igf23_keep_their_defaults():
-    args = vars(cli.parse(train.Command, "", []))
+    args = vars(cli.parse(train.Command, "", [])[0])
     assert args.items() >= IGF23.items()
     assert args["model"] == "published"
     assert (args["weight_decay"], args["clip"]) == (5e-5, 1)
     given = [(f"--{name.replace('_', '-')}", str(value)) for name, value in IGF23.items()]
     cli.parse(train.Command, "", [text for flag in given for text in flag if text != "False"])
     for name in ("msds1", "msds2", "celeba", "cifar10", "mnist", "folder"):
-        assert cli.parse(train.Command, "", ["--dataset", name]).dataset == name
+        assert cli.parse(train.Command, "", ["--dataset", name])[0].dataset == name
     # Whose parameters test_flow counts.
     assert train.flow_config(train.Settings()) == RGFlowConfig()
 
@@ -162,6 +162,8 @@ def test_a_run_is_interrupted_resumed_evaluated_and_sampled(command, monkeypatch
     code, _, (line,) = command(train, "--resume", folder / "ckpt" / "rgflow_ep003.pth")
     assert code == 2
     assert re.search("not the latest checkpoint.*rgflow_ep004.pth", line)
+    monkeypatch.chdir(folder / "ckpt")
+    assert command(train, "--resume", "rgflow_ep004.pth")[0] == 0
     assert list((tmp_path / "runs").iterdir()) == [folder]
 
 

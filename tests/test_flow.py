@@ -84,6 +84,9 @@ def test_a_flow_that_starts_from_data_gives_them_mean_0_and_deviation_1(order, p
     close(cells.std(0), torch.ones_like(cells[0]), 0.1)
     close(flow.inverse(z)[0], y, 1e-10)
     assert "lean" in said_by(small_flow().standardise, y)
+    single = RGFlow(RGFlowConfig(**fields | {"image_size": 4})).double()
+    single.standardise(y[:1, :, :4, :4])
+    assert all(p.isfinite().all() for p in single.parameters()), "one block has no deviation"
 
 
 @each_network

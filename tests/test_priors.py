@@ -35,13 +35,6 @@ def test_density(prior, temperature, dtype):
     np.testing.assert_allclose(ours.variance, variance, rtol=tolerance)
 
 
-def test_a_prior_of_a_class_derived_from_ours_has_its_scale():
-    class Own(Prior):
-        pass
-
-    assert Own().scale == Prior().scale != Own("laplace", "unit_scale").scale
-
-
 @pytest.mark.parametrize(
     "temperature", [0, -1, math.nan, math.inf, (1, 1), (1, 1, 1, 1), (1, 0, 1), ()], ids=str
 )

@@ -400,13 +400,14 @@ def test_every_knob_refuses_what_it_cannot_be_and_says_its_name(knob):
             replace(RUN, **{knob: bad})
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+def test_pictures_that_cannot_be_shared_are_refused(tmp_path, monkeypatch):
     three = SimpleNamespace(world=3, agreed=lambda folder: folder)
     monkeypatch.setattr(train, "Ranks", lambda _: three)
     assert "multiple of the 3 processes, not 16" in said_by(run, tmp_path / "run")
     # Fewer pictures than a batch make a smaller one.
     message = said_by(run, tmp_path / "run", batch_size=15, train_images=10)
     assert "multiple of the 3 processes, not 10" in message
+    assert "2 are too few for 3" in said_by(run, tmp_path / "run", batch_size=15, val_images=2)
     assert files_below(tmp_path) == []
 
 
