@@ -1,5 +1,7 @@
 """What tables of results take from the records of other flows, real pictures and recipes."""
 
+from itertools import product
+
 import pytest
 from support import ROOT, write_record
 
@@ -63,6 +65,22 @@ def test_flows_that_learn_the_noise_are_compared_without_it_too(planned):
     table, pair = table_of(planned), {"model": "fashion", "factor": "flat8 less lean8"}
     assert results.number(table, "peer_difference", **pair) == pytest.approx(0.1)
     assert results.number(table, "peer_difference_uniform", **pair) == pytest.approx(-0.1)
+
+
+def test_what_decimation_costs_where_blocks_do_not_meet_tiles(planned):
+    bits = {"peer": (1.5, 1.4), "shifted": (1.7, 1.64)}
+    for (start, pair), seed in product(bits.items(), (1, 2)):
+        for name, value in zip(("lean8", "flat8"), pair, strict=True):
+            value += 0.01 * seed * (name == "flat8" and start == "shifted")
+            write_record(planned, f"{start}_{name}_seed{seed}", value, **timed(1.6, 1.0))
+    rows = results.select(table_of(planned), "peer_shift").set_index("factor")
+    assert rows["value"].to_dict() == pytest.approx(
+        {"shifted": -0.045, "shifted less msds1": 0.055}
+    )
+    wide = (rows["high"] - rows["value"]).tolist()
+    assert wide == pytest.approx([25.45 * 0.005] * 2, rel=1e-3), "of two"
+    gaps = results.select(table_of(planned), "peer_difference", factor="flat8 less lean8")
+    assert set(gaps["model"]) == {"msds1"}
 
 
 def test_steps_are_taken_from_the_step_before(planned):

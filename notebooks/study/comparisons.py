@@ -103,7 +103,9 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
         sides = {
             (set_name, budget): (start + of, other + less)
             for start, (set_name, budget, other) in BUDGETS.items()
-            if budget in budgets and {start + of, other + less} <= runs.keys()
+            if budget in budgets
+            and set_name != "shifted"
+            and {start + of, other + less} <= runs.keys()
         }
         for (set_name, budget), names in sides.items():
             where = {"model": set_name, "factor": pair, "at": budget}
@@ -114,6 +116,21 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
                 rows += records.difference(quantity, *bits, len(sides), **where)
             if set_name == "photographs":
                 rows += _photograph_rows(pair, *(runs[name] for name in names), len(sides))
+    return rows
+
+
+def _shift_rows(runs: dict[str, Runs]) -> list[dict]:
+    """What decimation costs on MSDS1 shifted, and that less what it costs where blocks meet tiles.
+
+    A question of its own, asked after the others: its two intervals hold together.
+    """
+    gaps, rows = {}, []
+    for set_name, start in (("msds1", "peer_"), ("shifted", "shifted_")):
+        flat, lean = (_tested(runs[f"{start}{flow}"]) for flow in ("flat8", "lean8"))
+        gaps[set_name] = {seed: flat[seed] - lean[seed] for seed in flat.keys() & lean.keys()}
+    less = {"shifted": dict.fromkeys(gaps["shifted"], 0.0), "shifted less msds1": gaps["msds1"]}
+    for factor, other in less.items():
+        rows += records.difference("peer_shift", gaps["shifted"], other, len(less), factor=factor)
     return rows
 
 
@@ -152,4 +169,4 @@ def rows(root: Path) -> list[dict]:
         for record in single.values():
             made += records.run_rows(model, record)
         made += records.latent_rows("peer_{}", model, records.latents(single))
-    return made + _pair_rows(runs) + _recipe_rows(runs)
+    return made + _pair_rows(runs) + _shift_rows(runs) + _recipe_rows(runs)
