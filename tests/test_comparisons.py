@@ -108,6 +108,13 @@ def test_the_published_network_is_among_the_models(planned):
     assert results.number(table, "parameters", **model) == 7
 
 
+def test_the_steps_that_report_and_records_see():
+    """The report says so of all changes but two (section 3.5)."""
+    changes = [row for row in comparisons.rows(ROOT) if row["quantity"] == "step_change"]
+    seen = {row["factor"] for row in changes if row["low"] * row["high"] > 0}
+    assert seen == {*comparisons.STEPS} - {"published", "Muon", "order"}
+
+
 def test_every_step_and_pair_is_planned():
     stems = {name.rpartition("_seed")[0] or name for name in PLAN}
     assert {*comparisons.STEPS.values(), "step_muon"} <= stems
