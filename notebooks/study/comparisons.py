@@ -26,6 +26,7 @@ BUDGETS = {
 PAIRS = ("flat8 less lean8", "flat8_uniform less lean8_uniform", "glow8 less lean8")
 PAIRS += ("glow less lean", "realnvp less lean", "flat less lean", "laplace less lean")
 PAIRS += ("lean_affine less lean", "glow less lean_affine", "realnvp less lean_affine")
+SHIFTED_PAIRS = ("flat8 less lean8", "glow less lean")
 GIVE_MINUTES = ("lean", "lean8")  # in whose minutes others were trained
 # From the published recipe to ours, each change kept: what it is called, and its runs.
 STEPS = {
@@ -120,17 +121,21 @@ def _pair_rows(runs: dict[str, Runs]) -> list[dict]:
 
 
 def _shift_rows(runs: dict[str, Runs]) -> list[dict]:
-    """What decimation costs on MSDS1 shifted, and that less what it costs where blocks meet tiles.
+    """Differences on MSDS1 shifted, and those less the ones where blocks meet tiles.
 
-    A question of its own, asked after the others: its two intervals hold together.
+    Questions of their own, asked after the others: the two intervals of a pair hold together.
     """
-    gaps, rows = {}, []
-    for set_name, start in (("msds1", "peer_"), ("shifted", "shifted_")):
-        flat, lean = (_tested(runs[f"{start}{flow}"]) for flow in ("flat8", "lean8"))
-        gaps[set_name] = {seed: flat[seed] - lean[seed] for seed in flat.keys() & lean.keys()}
-    less = {"shifted": dict.fromkeys(gaps["shifted"], 0.0), "shifted less msds1": gaps["msds1"]}
-    for factor, other in less.items():
-        rows += records.difference("peer_shift", gaps["shifted"], other, len(less), factor=factor)
+    rows = []
+    for pair in SHIFTED_PAIRS:
+        here, there = (
+            {seed: bits[seed] - others[seed] for seed in bits.keys() & others.keys()}
+            for bits, others in (
+                [_tested(runs[f"{start}{flow}"]) for flow in pair.split(" less ")]
+                for start in ("shifted_", "peer_")
+            )
+        )
+        for at, other in {"shifted": dict.fromkeys(here, 0.0), "less msds1": there}.items():
+            rows += records.difference("peer_shift", here, other, 2, factor=pair, at=at)
     return rows
 
 
