@@ -114,6 +114,19 @@ def test_the_steps_that_report_and_records_see():
     assert seen == {*comparisons.STEPS} - {"published", "Muon", "order"}
 
 
+def test_what_the_report_says_of_shifted_pictures():
+    rows = [row for row in comparisons.rows(ROOT) if row["quantity"] == "peer_shift"]
+    signs = {
+        (r["factor"], r["at"]): (r["low"] > 0) - (r["high"] < 0)
+        for r in rows
+        if r["low"] is not None
+    }
+    assert signs == {
+        ("flat8 less lean8", "shifted"): -1, ("flat8 less lean8", "less msds1"): 0,
+        ("glow less lean", "shifted"): 0, ("glow less lean", "less msds1"): -1,
+    }  # fmt: skip
+
+
 def test_every_step_and_pair_is_planned():
     stems = {name.rpartition("_seed")[0] or name for name in PLAN}
     assert {*comparisons.STEPS.values(), "step_muon"} <= stems
