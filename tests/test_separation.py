@@ -61,14 +61,20 @@ def test_score_at_its_ends():
     assert separation.score(changes((1, 1, 1), (3, 1, 1)))["value"] == pytest.approx(0.25)
 
 
-def test_the_whole_of_the_latents_drawn_anew_is_another_picture():
+def test_levels_are_drawn_anew_each_alone_unless_another_cut_is_given():
     model = PictureModel(small_flow(image_size=16), Prior("gaussian"))
     images = torch.arange(3 * 16**2).reshape(3, 1, 16, 16).remainder(251).byte()
 
     def pixels(x):
         return {"global": x.flatten(1)}
 
-    (both,) = separation.intervene(model, images, pixels, cut=lambda levels, fresh: [fresh])
+    def second_and_all(levels, fresh):
+        return [[levels[0], fresh[1], levels[2]], fresh]
+
+    alone, both = separation.intervene(model, images, pixels, cut=second_and_all)
+    by_level = separation.intervene(model, images, pixels)
+    assert len(by_level) == 3
+    assert torch.equal(alone["global"], by_level[1]["global"])
     latents = model.flow.split(model.latents(3))
     whole = model.generate(model.flow.join(latents)).flatten(1)
     before = model.generate(model.infer(images)).flatten(1)

@@ -248,7 +248,8 @@ def _level(axis: Axes, flow: RGFlow, h: int, levels: np.ndarray) -> None:
 
 def lattice(_: pd.DataFrame | None = None) -> Drawing:
     """Schematic of the architecture, drawn from the code's own lattice and layers."""
-    config = RGFlowConfig(image_size := 16, channels=1, coupling_layers=1, res_blocks=1, hidden=1)
+    image_size = 16
+    config = RGFlowConfig(image_size, channels=1, coupling_layers=1, res_blocks=1, hidden=1)
     flow, levels = RGFlow(config), lattice_levels(image_size, config.kernel).numpy()
     figure = Figure((DOUBLE, 4.6), layout="constrained")
     top, below = figure.subfigures(2, 1, height_ratios=(2.15, 2.45))
